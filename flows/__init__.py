@@ -1,0 +1,1 @@
+"""Orchestration floor: Prefect decides when the stages run. Nothing imports from here."""

@@ -1,0 +1,78 @@
+"""What a model entry of `params.yaml` may say, as typed and validated data.
+
+Free of torch, so that the data stages can validate the whole file in milliseconds. Fields hold what is
+*computed* (and so re-run when edited); where it runs is `compute.yaml`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backbone(BaseModel):
+    """The encoder: an architecture (a module of `ssl_models`: `transformer`, `resnet`), a preset of it, and any of the
+    preset's own fields to override (`layers`, `width`, ...). `ssl_models.presets.resolve` validates all three."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    architecture: Literal["transformer", "resnet"] = "transformer"
+    preset: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The fields given beside `architecture` and `preset`."""
+        return dict(self.model_extra or {})
+
+
+class Train(Strict):
+    """Optimisation of one model. The batch is global: micro-batches and processes follow from the hardware."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1, description="rows in the global batch, over all processes")
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW")
+    muon_learning_rate: float = Field(default=0.02, gt=0, description="peak rate of Muon, for matrices")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.1, ge=0, description="on weights of two or more dimensions")
+    clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of the steps")
+    decay: float = Field(default=0.2, gt=0, le=1, description="last fraction of the steps, schedule wsd only")
+    final: float = Field(default=0.1, ge=0, le=1, description="last rate as a fraction of the peak")
+    evaluate_every: int = Field(default=100, ge=1, description="steps between evaluations")
+    validation_rows: int = Field(default=512, ge=1, description="rows evaluated each time, the same ones")
+    seed: int = Field(default=0, ge=0)
+
+
+class Probe(Strict):
+    """The one honest question at the end: what does a linear classifier gain from the frozen features?
+
+    One protocol for every model, so that their numbers can be compared.
+    """
+
+    shots: tuple[int, ...] = Field(default=(1, 5, 20), description="labels per class of the label-efficiency curve")
+    draws: int = Field(default=5, ge=2, description="random draws per point of the curve")
+    rows: int = Field(default=20_000, ge=1, description="most labelled rows used, train and test together")
+    strengths: tuple[float, ...] = Field(default=(0.001, 0.01, 0.1, 1.0, 10.0), description="L2 candidates (C)")
+    neighbours: int = Field(default=20, ge=1, description="k of the kNN second opinion")
+    seed: int = Field(default=0, ge=0)
+
+
+class Model(Strict):
+    """One entry of `models`: a corpus, a pretext task, a backbone, and how long to train."""
+
+    corpus: str
+    objective: str = Field(description="a module of ssl_models/objectives")
+    backbone: Backbone
+    task: dict[str, Any] = Field(default_factory=dict, description="options of the objective, validated by it")
+    train: Train
+    init_from: str | None = Field(default=None, description="a Hugging Face or Pretext model folder to start from")

@@ -1,0 +1,123 @@
+"""The pretext tasks, one module each, found by the module's name (`models.NAME.objective`).
+
+An objective is the whole learner: the backbone, the head, and the rule that makes labels out of unlabelled rows. A
+module defines one subclass of `Objective` and names it in `OBJECTIVE`. The trainer calls, for every global batch:
+
+    batch = objective.prepare(rows, keys)  # on the device, vectorised, keyed by (seed, step, sample): no other randomness
+    count = objective.count(batch)         # predicted items, summed over micro-batches and processes
+    outcome = objective(micro)             # loss as a SUM over predicted items; the trainer divides by the global count
+
+so that neither micro-batches nor processes change a gradient. Objectives whose loss couples the rows of the whole
+batch (NT-Xent, CLIP) set `whole_batch` and split `forward` into `embed` and `couple`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ssl_models.config import Backbone
+from ssl_models.encoding import Encoding
+
+Rows = dict[str, Tensor]
+"""Clean rows of a shard on the device. text: `tokens` int64 `[batch, length]`; image: `pixels` uint8 `[batch, channels,
+height, width]`; video: `pixels` uint8 `[batch, frames, channels, height, width]`; image_text: `pixels` and `tokens`.
+Rows of the probe split of a text corpus are padded with `encoding.pad`."""
+
+Batch = dict[str, Tensor]
+"""What `prepare` made of rows; every tensor has the batch as its first dimension and splits into micro-batches."""
+
+
+class Options(BaseModel):
+    """Options of one objective (`models.NAME.task`): subclass and add fields; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass
+class Outcome:
+    """`loss`: scalar sum over predicted items. `sums`: further metrics by name, each a pair of detached scalars
+    (numerator, denominator), summed over micro-batches and processes before they are divided."""
+
+    loss: Tensor
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """One pretext task on one backbone. Built on the CPU, moved and parallelised from outside."""
+
+    Options: ClassVar[type[Options]] = Options
+    whole_batch: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, backbone: Backbone, options: Any, encoding: Encoding) -> None:
+        """Raise ValueError with one sentence where the three do not fit together."""
+        super().__init__()
+
+    @abstractmethod
+    def prepare(self, rows: Rows, keys: Tensor) -> Batch:
+        """Corrupt or augment `rows`; `keys` int64 `[batch]` come from `ssl_models.keyed.keys`."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> Tensor:
+        """Number of predicted items: scalar float tensor on the batch's device, no gradient."""
+
+    def forward(self, batch: Batch) -> Outcome:
+        """The summed loss of one micro-batch."""
+        if not self.whole_batch:
+            raise TypeError(
+                f"{type(self).__name__} must define forward, or set whole_batch and define embed and couple"
+            )
+        return self.couple(self.embed(batch))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """whole_batch only: embeddings `[batch, ...]` of one micro-batch; rows do not see each other in it."""
+        raise TypeError(f"{type(self).__name__} does not couple the whole batch")
+
+    def couple(self, embeddings: Tensor) -> Outcome:
+        """whole_batch only: the summed loss of the embeddings `[global batch, ...]` of all processes, in order."""
+        raise TypeError(f"{type(self).__name__} does not couple the whole batch")
+
+    @abstractmethod
+    def features(self, rows: Rows) -> dict[str, Tensor]:
+        """Frozen features of clean rows for the probe, by name (`cls`, `mean`, `layer3.mean`): float `[batch, width]`.
+        Never augmented, never corrupted; the probe chooses among them on its training part."""
+
+    def raw(self, rows: Rows) -> Tensor:
+        """The raw-input baseline: float `[batch, values]`. Default: pixels in [0, 1], or counts of tokens (sparse)."""
+        if "pixels" in rows:
+            return rows["pixels"].flatten(1).float() / 255
+        raise TypeError("text objectives define raw: a bag of tokens")
+
+    @torch.no_grad()
+    def examples(self, rows: Rows, keys: Tensor) -> Examples:
+        """What a reviewer looks at in MLflow, made of a few validation rows: texts and pictures. Default: nothing."""
+        return Examples()
+
+
+@dataclass
+class Examples:
+    """`texts`: Markdown or plain text by name. `pictures`: uint8 `[height, width, 3]` by name. `metrics`: numbers by
+    name that are too costly for every step (perplexity of a codebook, baseline of copying the last frame)."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def find(name: str) -> type[Objective]:
+    """The class of the module `ssl_models.objectives.NAME`; KeyError where there is none."""
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise KeyError(name) from None
+    found: type[Objective] = module.OBJECTIVE
+    return found
