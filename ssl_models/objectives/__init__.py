@@ -3,7 +3,7 @@
 An objective is the whole learner: the backbone, the head, and the rule that makes labels out of unlabelled rows. A
 module defines one subclass of `Objective` and names it in `OBJECTIVE`. The trainer calls, for every global batch:
 
-    batch = objective.prepare(rows, keys)  # on the device, vectorised, keyed by (seed, step, sample): no other randomness
+    batch = objective.prepare(rows, keys)  # on the device, vectorised; `keys` are its only randomness
     count = objective.count(batch)         # predicted items, summed over micro-batches and processes
     outcome = objective(micro)             # loss as a SUM over predicted items; the trainer divides by the global count
 
