@@ -1,0 +1,41 @@
+# Everything a newcomer needs. Each target makes its environment first: .venv, installed from requirements.lock alone.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export OMP_WAIT_POLICY ?= PASSIVE
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export DO_NOT_TRACK ?= 1
+
+.PHONY: run test lint flow review lock clean
+
+run: $(VENV)/installed ## the whole pipeline, then the table of results
+	dvc repro
+	dvc metrics show data/linear-probe/*/metrics.json
+
+test: $(VENV)/installed ## linters, types, then the tests: the quick ones first
+	ruff check
+	ruff format --check
+	mypy
+	python -m pytest -m "not slow"
+	python -m pytest -m slow
+
+flow: $(VENV)/installed ## the same pipeline as a Prefect flow
+	python -m flows.pipeline
+
+review: $(VENV)/installed ## the MLflow UI on every run so far
+	python -m flows.review
+
+lock: $(VENV)/installed ## resolve pyproject.toml's ranges anew into requirements.lock
+	pip install -q pip-tools
+	pip-compile -q --upgrade --all-extras --strip-extras --no-annotate --no-header --no-emit-find-links \
+		--no-emit-index-url --no-emit-trusted-host -o requirements.lock pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock
+
+$(VENV)/installed: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pretext needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r requirements.lock
+	cp requirements.lock $@
+
+clean: ## everything that can be made again: environment, data, runs
+	rm -rf $(VENV) .checkpoints .mlflow .prefect
