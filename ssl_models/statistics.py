@@ -1,0 +1,115 @@
+"""What can be said of features and predictions without training anything: intervals, paired comparisons, the vote of
+nearest neighbours, and the effective rank that tells learning from collapse.
+
+Accuracies carry Wilson's interval; two encoders are compared on the same rows by a paired bootstrap, because their
+errors fall on the same hard rows and separate intervals would hide a real difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional
+
+NORMAL_95 = 1.959963984540054
+"""The 0.975 quantile of the standard normal distribution."""
+TEMPERATURE = 0.07
+"""Sharpness of the neighbours' votes, after Wu et al. 2018 (arXiv 1805.01978)."""
+CHUNK = 1024
+"""Rows whose similarities to all others are held at once."""
+
+
+def wilson(correct: int, rows: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (E. B. Wilson 1927): (low, high); (0, 1) where there are no rows."""
+    if rows == 0:
+        return 0.0, 1.0
+    share, square = correct / rows, NORMAL_95**2
+    centre = (share + square / (2 * rows)) / (1 + square / rows)
+    half = NORMAL_95 / (1 + square / rows) * np.sqrt(share * (1 - share) / rows + square / (4 * rows**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better one is than the other on the same rows: mean difference, its 95 % interval, two-sided p."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def significant(self) -> bool:
+        """True where the whole interval lies above zero."""
+        return self.low > 0
+
+
+def paired_bootstrap(better: ArrayLike, than: ArrayLike, resamples: int = 2000, seed: int = 0) -> Gain:
+    """The mean of `better - than`, two arrays `[rows]` of scores (1 for correct, 0 for wrong) of the same rows in the
+    same order, with a percentile interval over resampled rows; p counts resamples on the far side of zero, never 0."""
+    first, second = np.asarray(better, np.float64), np.asarray(than, np.float64)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"paired scores must be of the same rows, at least one: {first.shape} and {second.shape}")
+    difference = first - second
+    values, counts = np.unique(difference, return_counts=True)
+    # Resampling n rows with replacement is one multinomial draw over the distinct differences: three for 0/1 scores.
+    drawn = np.random.default_rng(seed).multinomial(len(difference), counts / len(difference), size=resamples)
+    means = drawn @ values / len(difference)
+    low, high = np.quantile(means, [0.025, 0.975])
+    tail = min(np.sum(means <= 0), np.sum(means >= 0)) + 1
+    return Gain(float(difference.mean()), float(low), float(high), min(1.0, 2 * float(tail) / (resamples + 1)))
+
+
+def _votes(queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int, itself: bool, start: int) -> Tensor:
+    similarity = queries @ bank.T
+    if itself:  # leave-one-out: row i of the chunk is row start + i of the bank
+        own = torch.arange(len(queries), device=queries.device)
+        similarity[own, own + start] = -torch.inf
+    nearest = similarity.topk(neighbours, dim=1)
+    weights = (nearest.values / TEMPERATURE).softmax(dim=1)  # the usual exp(s/t), scaled by a constant per row
+    classes = int(labels.max()) + 1
+    votes = torch.zeros(len(queries), classes, device=queries.device)
+    return votes.scatter_add_(1, labels[nearest.indices], weights).argmax(dim=1)
+
+
+@torch.no_grad()
+def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor | None = None, neighbours: int = 20) -> Tensor:
+    """Class `[queries]` int64 by the similarity-weighted vote of the `neighbours` nearest by cosine (Wu et al. 2018).
+
+    bank: float `[rows, width]` with `labels` `[rows]` int64 from 0; queries: `[queries, width]`, or None to classify
+    each row of the bank by the others (leave-one-out). Fewer rows than `neighbours`: all of them vote.
+    """
+    itself = queries is None
+    if len(bank) < 1 + itself:
+        raise ValueError(f"{len(bank)} labelled rows are too few for nearest neighbours")
+    bank = functional.normalize(bank.float(), dim=1)
+    asked = bank if queries is None else functional.normalize(queries.float(), dim=1)
+    k = min(neighbours, len(bank) - itself)
+    starts = range(0, len(asked), CHUNK)
+    return torch.cat([_votes(asked[at : at + CHUNK], bank, labels, k, itself, at) for at in starts])
+
+
+def knn_accuracy(features: Tensor, labels: Tensor, neighbours: int = 20) -> float:
+    """Leave-one-out accuracy of `knn_predict` on features `[rows, width]` with labels `[rows]` int64; rows labelled
+    below zero are left out. NaN where fewer than two labelled rows remain or a feature is not finite."""
+    known = labels >= 0
+    features, labels = features[known], labels[known]
+    if len(features) < 2 or not torch.isfinite(features).all():
+        return float("nan")
+    return float((knn_predict(features, labels, neighbours=neighbours) == labels).float().mean())
+
+
+@torch.no_grad()
+def rank_me(features: Tensor) -> float:
+    """Effective rank of features `[rows, width]`, between 1 (collapsed) and min(rows, width): the exponential of the
+    entropy of the normalised singular values (RankMe, Garrido et al. 2023, arXiv 2210.02885, eq. 2). NaN where a
+    feature is not finite or there are no rows."""
+    if not len(features) or not torch.isfinite(features).all():
+        return float("nan")
+    values = torch.linalg.svdvals(features.double())
+    share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
