@@ -1,0 +1,226 @@
+"""Read what the shard stage wrote: fixed-width rows in memory-mapped Arrow files, in a random order that has no state.
+
+A column of a file is a zero-copy NumPy view `[rows, ...]`; a batch costs one fancy index per file it touches, and
+memory holds what the kernel keeps of the files. Which rows make up step `n` is a pure function of (seed, n): each epoch
+is a Feistel permutation of the row numbers (Black and Rogaway 2002, "Ciphers with arbitrary finite domains": cycle
+walking), evaluated just at the positions asked for. So a resumed run needs no replay, no permutation of a billion rows
+is ever held, and any number of processes sees the same global batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+FILE = "manifest.json"
+PROBE_COLUMNS = frozenset({"label", "test"})
+"""What rows of the probe split have beside the columns of the other splits."""
+
+Indices = npt.NDArray[np.int64]
+View = npt.NDArray[Any]
+
+_ROUNDS = 8  # 4 make a Feistel network strong; small domains deserve more
+_LEAST_HALF = 3  # bits; a domain of fewer than 64 positions would reach too few permutations
+_CHUNK = 1 << 22
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(_Strict):
+    """Values of one row: `dtype` as NumPy names it, `shape` empty for a single number."""
+
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"]
+    shape: tuple[int, ...] = ()
+
+
+class Shard(_Strict):
+    """One Arrow IPC file of one record batch; `file` is relative to the manifest, `blake2b` covers its bytes."""
+
+    file: str
+    rows: int = Field(ge=1)
+    blake2b: str
+
+
+class SplitManifest(_Strict):
+    """One of `train`, `validation`, `probe`. An empty split has no shards."""
+
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    shards: tuple[Shard, ...] = ()
+
+    @model_validator(mode="after")
+    def _rows_add_up(self) -> SplitManifest:
+        if self.rows != sum(shard.rows for shard in self.shards):
+            raise ValueError("rows is not the sum over the shards")
+        return self
+
+
+class Manifest(_Strict):
+    """`manifest.json`: what the shards hold. `length` is the tokens in a row, 0 where there are none."""
+
+    modality: Literal["text", "image", "video", "image_text"]
+    columns: dict[str, Column]
+    splits: dict[str, SplitManifest]
+    labels: tuple[str, ...] = ()
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Memory-mapped rows of one split, numbered 0..len-1 over its files in order."""
+
+    name: str
+    columns: dict[str, Column]
+    files: tuple[dict[str, View], ...]
+    starts: Indices
+    """First row number of each file, and the number of rows as the last entry."""
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def rows(self, indices: npt.ArrayLike) -> dict[str, Tensor]:
+        """The rows at `indices` `[batch]`, in that order: `[batch, *shape]`, uint8 as uint8 and all else as int64.
+
+        IndexError where an index is outside 0..len-1. Safe to call from several threads.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"{self.name}: row numbers go from 0 to {len(self) - 1}")
+        file_of = np.searchsorted(self.starts, wanted, side="right") - 1
+        found = {
+            name: np.empty((wanted.size, *column.shape), np.uint8 if column.dtype == "uint8" else np.int64)
+            for name, column in self.columns.items()
+        }
+        for number in np.unique(file_of):
+            here = file_of == number
+            local = wanted[here] - self.starts[number]
+            for name, out in found.items():
+                out[here] = self.files[number][name][local]
+        return {name: torch.from_numpy(out) for name, out in found.items()}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """An opened folder of shards."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Shards:
+        """Read the manifest of `folder`; FileNotFoundError, or ValueError where it is none."""
+        path = folder / FILE
+        try:
+            return cls(folder, Manifest.model_validate(json.loads(path.read_text(encoding="utf-8"))))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: is not valid JSON ({error}); run the shard stage again") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(step) for step in first["loc"])
+            raise ValueError(f"{path}: {key}: {first['msg']}; run the shard stage again") from None
+
+    def split(self, name: str) -> Split:
+        """Map the files of one split; ValueError names a file that is missing, cut short or belies the manifest."""
+        if name not in self.manifest.splits:
+            raise ValueError(f"{self.folder / FILE}: there is no split {name!r}")
+        columns = {
+            column: kind
+            for column, kind in self.manifest.columns.items()
+            if name == "probe" or column not in PROBE_COLUMNS
+        }
+        shards = self.manifest.splits[name].shards
+        files = tuple(_map(self.folder / shard.file, shard.rows, columns) for shard in shards)
+        starts = np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
+        return Split(name, columns, files, starts)
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; ValueError names the first that differs or is missing."""
+        for split in self.manifest.splits.values():
+            for shard in split.shards:
+                path = self.folder / shard.file
+                if not path.exists():
+                    raise ValueError(f"{path}: is missing; run the shard stage again")
+                if checksum(path) != shard.blake2b:
+                    raise ValueError(f"{path}: differs from its checksum in {FILE}; run the shard stage again")
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2b-128 of a file's bytes as 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _map(path: Path, rows: int, columns: dict[str, Column]) -> dict[str, View]:
+    """Zero-copy views `[rows, *shape]` of the columns of one file; they keep the map open as long as they live."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = reader.num_record_batches
+        batch = reader.get_batch(0) if batches == 1 else None
+    except FileNotFoundError:
+        raise ValueError(f"{path}: is missing; run the shard stage again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: is damaged or cut short ({error}); run the shard stage again") from None
+    if batch is None or batch.num_rows != rows:
+        raise ValueError(f"{path}: does not hold one batch of {rows} rows; run the shard stage again")
+    views = {}
+    for name, column in columns.items():
+        if name not in batch.schema.names:
+            raise ValueError(f"{path}: has no column {name!r}; run the shard stage again")
+        values = batch.column(name)
+        if isinstance(values, pa.FixedSizeListArray):
+            values = values.flatten()
+        view = values.to_numpy(zero_copy_only=True)
+        if view.dtype != column.dtype or view.size != rows * int(np.prod(column.shape)):
+            raise ValueError(f"{path}: column {name!r} is not {column.dtype} {list(column.shape)} a row")
+        views[name] = view.reshape(rows, *column.shape)
+    return views
+
+
+def order(seed: int, epoch: int, rows: int, positions: npt.ArrayLike | None = None) -> Indices:
+    """Row numbers at `positions` (default: all of 0..rows-1) of this epoch's permutation of 0..rows-1."""
+    wanted = np.arange(rows, dtype=np.int64) if positions is None else np.asarray(positions, dtype=np.int64)
+    half = max(_LEAST_HALF, ((rows - 1).bit_length() + 1) // 2)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
+    found = _feistel(wanted.astype(np.uint64), half, keys)
+    while (outside := found >= rows).any():  # walk the cycle until it comes back to the rows: below 4 times on average
+        found[outside] = _feistel(found[outside], half, keys)
+    return found.astype(np.int64)
+
+
+def batch_indices(seed: int, step: int, batch: int, rows: int) -> Indices:
+    """Row numbers `[batch]` of the global batch of `step` (from 0).
+
+    Epochs follow each other without a gap, so a batch may span several; each epoch has every row exactly once.
+    ValueError where there are no rows.
+    """
+    if rows < 1:
+        raise ValueError("there are no rows to train on")
+    positions = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+    epochs, within = np.divmod(positions, rows)
+    return np.concatenate([order(seed, int(epoch), rows, within[epochs == epoch]) for epoch in np.unique(epochs)])
+
+
+def _feistel(values: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A bijection of 0..4**half-1, whatever the round function is; here the finalizer of MurmurHash3 (64 bit)."""
+    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        mixed = (right ^ key) * np.uint64(0xFF51AFD7ED558CCD)
+        mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+        left, right = right, left ^ ((mixed >> np.uint64(33)) & mask)
+    return (left << shift) | right
