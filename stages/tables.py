@@ -1,0 +1,221 @@
+"""What the data stages write: Arrow schemas, and writes that are whole or absent.
+
+A stage that is killed leaves only names that begin with a dot and end in `.partial`; the next run removes them. Files
+are byte-identical for identical data: no timestamps, fixed row groups, one compression.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.params import UserError
+
+DATA = Path("data")
+PARTITION_BYTES = 64 * 2**20
+"""Payload in one partition, about: small enough for memory, large enough that DVC has few files to hash."""
+ROW_GROUP = 4096
+"""Rows in a Parquet row group: what a reader of one group must hold."""
+
+LABEL_SOURCE_GROUP = (pa.field("label", pa.string()), pa.field("source", pa.string()), pa.field("group", pa.string()))
+REJECTS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("excerpt", pa.string())])
+DUPLICATES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kept", pa.string()),
+        ("similarity", pa.float32()),
+        ("cluster", pa.string()),
+        ("kind", pa.string()),
+    ]
+)
+
+
+def address(stage: str, name: str) -> Path:
+    """Where a stage writes: `data/<stage>/<name>`."""
+    return DATA / stage / name
+
+
+def rows_schema(fields: Sequence[pa.Field]) -> pa.Schema:
+    """Rows of a modality: `id`, the payload `fields`, `label`, `source`, `group` (the last three nullable)."""
+    return pa.schema([pa.field("id", pa.string()), *fields, *LABEL_SOURCE_GROUP])
+
+
+def content_id(payload: Mapping[str, str | bytes]) -> str:
+    """32 hex digits: blake2b-128 of the payload, every value but the last preceded by its length in 8 bytes."""
+    digest = blake2b(digest_size=16)
+    values = [value.encode() if isinstance(value, str) else value for value in payload.values()]
+    for value in values[:-1]:
+        digest.update(len(value).to_bytes(8, "big"))
+        digest.update(value)
+    digest.update(values[-1])
+    return digest.hexdigest()
+
+
+def part(index: int, suffix: str = "parquet") -> str:
+    """The name of partition `index`."""
+    return f"part-{index:05d}.{suffix}"
+
+
+def partitions(folder: Path, suffix: str = "parquet") -> list[Path]:
+    """The partitions in `folder`, in order."""
+    found = sorted(folder.glob(f"part-*.{suffix}"), key=lambda path: int(path.stem.removeprefix("part-")))
+    if not found and not folder.is_dir():
+        raise UserError(f"{folder} is missing: run the stage that writes it first (dvc repro)")
+    return found
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder; it becomes `path` when the block ends well, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    remove(partial)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new temporary sibling; it replaces `folder` when the block ends well, else it is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(folder)
+    remove(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            _sync(path)
+        _sync(partial)
+        remove(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """The one Parquet dialect of the project: zstd, dictionaries for `label` and `group` only."""
+    repeated = [name for name in ("label", "group", "reason") if name in schema.names]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated or False, write_statistics=False)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write `table` atomically."""
+    with whole_file(path) as partial, parquet_writer(partial, table.schema) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP)
+
+
+def write_ipc(path: Path, table: pa.Table) -> None:
+    """Write `table` atomically as an uncompressed Arrow IPC file of one record batch, to be memory-mapped."""
+    batches = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    with whole_file(path) as partial, pa.ipc.new_file(partial, table.schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` atomically as indented JSON; NaN and infinity are a ValueError, as JSON has none."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class PartWriter:
+    """Writes one stream of rows as files of about `PARTITION_BYTES`, holding one row group in memory.
+
+    Files are cut by the data alone. The caller names them: `name(0)`, `name(1)`, ... in the order of the rows.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, stem: str, limit: int = PARTITION_BYTES) -> None:
+        self.paths: list[Path] = []
+        self.rows = 0
+        self._folder, self._schema, self._stem, self._limit = folder, schema, stem, limit
+        self._pending: list[dict[str, Any]] = []
+        self._pending_bytes = 0
+        self._written_bytes = 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def append(self, row: dict[str, Any], size: int) -> None:
+        """Add one row whose payload is `size` bytes."""
+        self._pending.append(row)
+        self._pending_bytes += size
+        self.rows += 1
+        if len(self._pending) >= ROW_GROUP or self._pending_bytes >= self._limit // 8:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        if self._writer is None:
+            self.paths.append(self._folder / f"{self._stem}-{len(self.paths):05d}.parquet")
+            self._writer = parquet_writer(self.paths[-1], self._schema)
+        self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema), row_group_size=ROW_GROUP)
+        self._written_bytes += self._pending_bytes
+        self._pending, self._pending_bytes = [], 0
+        if self._written_bytes >= self._limit:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is pending and end the current file."""
+        if self._pending:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer, self._written_bytes = None, 0
+
+
+def write_metrics(
+    path: Path,
+    *,
+    rows_in: int,
+    rows_out: int,
+    rejects: int = 0,
+    duplicates: int = 0,
+    bytes_in: int,
+    seconds: float,
+    **more: Any,
+) -> None:
+    """Write a data stage's `metrics.json`, after the check that no row was lost: in = out + rejects + duplicates."""
+    if rows_in != rows_out + rejects + duplicates:
+        raise UserError(
+            f"{path.parent}: {rows_in} rows in, but {rows_out} out + {rejects} rejects + {duplicates} duplicates: "
+            "rows were lost or invented, which is a defect of the stage; please report it"
+        )
+    counts = {"rows_in": rows_in, "rows_out": rows_out, "rejects": rejects, "duplicates": duplicates}
+    write_json(path, {**counts, "bytes_in": bytes_in, "seconds": round(seconds, 3), **more})
