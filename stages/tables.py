@@ -33,8 +33,9 @@ DUPLICATES = pa.schema(
         ("id", pa.string()),
         ("kept", pa.string()),
         ("similarity", pa.float32()),
-        ("cluster", pa.string()),
+        ("cluster", pa.int64()),
         ("kind", pa.string()),
+        ("source", pa.string()),
     ]
 )
 

@@ -1,0 +1,128 @@
+"""Clusters of duplicate rows: what a modality's `dedup.py` hands to the dedup stage, and the steps all of them share.
+
+A row is known by an exact key (equal content, equal key) and by a near-signature whose meaning is its modality's own:
+MinHash minima for text, a perceptual hash for pictures, both sides side by side for pairs. Locality-sensitive
+hashing (Indyk & Motwani 1998) proposes pairs of rows whose signatures agree in a whole band; the modality verifies
+them; union-find makes clusters. Every step is linear in the rows, whatever the sizes of buckets and clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile with numba; keep the machine code in `__pycache__` or the user's cache, if either can be written."""
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # numba finds no folder to cache in
+        return cast(Function, numba.njit(nogil=True)(function))
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """All that dedup holds in memory of one partition.
+
+    `path` is the partition; `exact` is uint64 `[rows, 2]`, equal where contents are equal; `near` is `[rows, width]`,
+    of width 0 where near-duplicates are not asked for; `payload_bytes` counts the payload it was made from.
+    """
+
+    path: Path
+    exact: NDArray[np.uint64]
+    near: NDArray[Any]
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """For each row of all partitions, in source order: the row kept in its stead, and how like that row it is.
+
+    `kept` is int64 `[rows]`: the first row of the cluster, which for a row that stays is the row itself. `similarity`
+    is float64 `[rows]`, 1 for a row that stays. `exact` is bool `[rows]`: the content is that of the kept row.
+    """
+
+    kept: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+
+
+def first_of_equals(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each row of `keys` `[rows, 2]` the first row with the same key: int64 `[rows]`."""
+    first = np.arange(len(keys))
+    if not len(keys):
+        return first
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in source order
+    ordered = keys[order]
+    starts = np.ones(len(keys), bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first[order] = order[starts][np.cumsum(starts) - 1]
+    return first
+
+
+@compiled
+def _pairs_in_buckets(order: Any, keys: Any, window: int) -> Any:
+    count = 0
+    start = 0
+    for i in range(1, len(order)):
+        if keys[order[i]] != keys[order[start]]:
+            start = i
+        count += min(i - start, window + 1)
+    pairs = np.empty((count, 2), np.int64)
+    count = 0
+    start = 0
+    for i in range(1, len(order)):
+        if keys[order[i]] != keys[order[start]]:
+            start = i
+        if i - start > window:
+            pairs[count, 0], pairs[count, 1] = order[start], order[i]
+            count += 1
+        for j in range(max(start, i - window), i):
+            pairs[count, 0], pairs[count, 1] = order[j], order[i]
+            count += 1
+    return pairs
+
+
+def pairs_in_buckets(keys: NDArray[np.uint64], window: int = 8) -> NDArray[np.int64]:
+    """Pairs (earlier row, later row) `[pairs, 2]` of rows with the same key `[rows]`.
+
+    A row is paired with the first row of its bucket and the `window` rows before it there: with all of them in a
+    bucket of up to `window + 2`, and never more than `window + 1`, so that a popular bucket stays linear.
+    """
+    return cast(NDArray[np.int64], _pairs_in_buckets(np.argsort(keys, kind="stable"), keys, window))
+
+
+@compiled
+def root(parent: Any, row: int) -> int:
+    """The first row of `row`'s cluster; halves the path to it on the way."""
+    while parent[row] != row:
+        parent[row] = parent[parent[row]]
+        row = parent[row]
+    return row
+
+
+@compiled
+def join(parent: Any, a: int, b: int) -> None:
+    """Make the clusters of rows `a` and `b` one, whose root is the earlier of their roots."""
+    a, b = root(parent, a), root(parent, b)
+    if a < b:
+        parent[b] = a
+    else:
+        parent[a] = b
+
+
+@compiled
+def roots(parent: Any) -> Any:
+    """The first row of each row's cluster: int64 `[rows]`."""
+    found = np.empty(len(parent), np.int64)
+    for row in range(len(parent)):
+        found[row] = root(parent, row)
+    return found

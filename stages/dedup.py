@@ -1,0 +1,121 @@
+"""Drop exact and near-duplicate rows: `python -m stages.dedup NAME`.
+
+The modality sketches every partition (in parallel) and clusters the sketches; of each cluster the first row in source
+order stays, and `duplicates.parquet` says of every other row why it went. Memory holds the sketches, never a payload
+beyond the batch at hand.
+
+`group` passes through unchanged. Since one row of a cluster stays, no cluster can straddle train, validation and
+probe; the groups of the rows that went need not be joined. Joining them would also be harmful: one boilerplate
+file is enough to chain most of a corpus into a single group, which could then not be split at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages import engine, params, tables
+from stages.clusters import Clusters
+
+
+@dataclass(frozen=True)
+class Sift:
+    """What to do with one partition: write the rows of `stays` to `target`, and tell the ids of the rows of `heads`."""
+
+    partition: Path
+    target: Path
+    stays: NDArray[np.bool_]
+    heads: NDArray[np.bool_]
+
+
+def sift(job: Sift) -> tuple[pa.Table, pa.Table]:
+    """Write one partition; `id` and `source` of the rows that go, and `id` of the heads of their clusters."""
+    gone, heads, start = [], [], 0
+    with pq.ParquetFile(job.partition) as file:
+        empty = file.schema_arrow.empty_table()
+        with tables.parquet_writer(job.target, file.schema_arrow) as writer:
+            for batch in file.iter_batches(tables.ROW_GROUP):
+                here = slice(start, start + len(batch))
+                table = pa.Table.from_batches([batch])
+                writer.write_table(table.filter(pa.array(job.stays[here])), row_group_size=tables.ROW_GROUP)
+                gone.append(table.select(["id", "source"]).filter(pa.array(~job.stays[here])))
+                heads.append(table.select(["id"]).filter(pa.array(job.heads[here])))
+                start += len(batch)
+    return pa.concat_tables([empty.select(["id", "source"]), *gone]), pa.concat_tables([empty.select(["id"]), *heads])
+
+
+def _duplicates(
+    clusters: Clusters, gone: NDArray[np.bool_], heads: NDArray[np.bool_], sifted: Sequence[tuple[pa.Table, pa.Table]]
+) -> pa.Table:
+    rows = pa.concat_tables([went for went, _ in sifted])
+    kept = pa.concat_tables([head for _, head in sifted]).column("id")
+    cluster = np.searchsorted(np.flatnonzero(heads), clusters.kept[gone])
+    kinds = np.where(clusters.exact[gone], "exact", "near")
+    columns = {
+        "id": rows.column("id"),
+        "kept": kept.take(pa.array(cluster)),
+        "similarity": pa.array(clusters.similarity[gone].astype(np.float32)),
+        "cluster": pa.array(cluster),
+        "kind": pa.array(kinds.tolist(), pa.string()),
+        "source": rows.column("source"),
+    }
+    return pa.table(columns, schema=tables.DUPLICATES)
+
+
+def dedup(name: str) -> None:
+    """Run the stage for `corpora.NAME`."""
+    start = time.monotonic()
+    corpus = params.corpus(name)
+    modality = params.find(f"stages.modalities.{corpus.modality}", "dedup", f"corpora.{name}.modality")
+    options = params.options(modality.Options, corpus.dedup, f"corpora.{name}.dedup")
+    partitions = tables.partitions(tables.address("ingest", name) / "rows")
+    output = tables.address("dedup", name)
+
+    sketches = list(engine.map(partial(modality.sketch, options=options), partitions, label=f"dedup {name}: sketch"))
+    bounds = np.cumsum([len(sketch.exact) for sketch in sketches])[:-1]
+    payload_bytes = sum(sketch.payload_bytes for sketch in sketches)
+    clusters = cast(Clusters, modality.cluster(sketches, options))
+    del sketches
+
+    gone = clusters.kept != np.arange(len(clusters.kept))
+    heads = np.zeros(len(gone), bool)
+    heads[clusters.kept[gone]] = True
+    with tables.whole_folder(output / "rows") as folder:
+        jobs = [
+            Sift(partition, folder / tables.part(index), stays, head)
+            for index, (partition, stays, head) in enumerate(
+                zip(partitions, np.split(~gone, bounds), np.split(heads, bounds), strict=True)
+            )
+        ]
+        sifted = list(engine.map(sift, jobs, label=f"dedup {name}: write"))
+    duplicates = _duplicates(clusters, gone, heads, sifted) if sifted else tables.DUPLICATES.empty_table()
+    tables.write_parquet(output / "duplicates.parquet", duplicates)
+
+    exact = int((gone & clusters.exact).sum())
+    seconds = time.monotonic() - start
+    tables.write_metrics(
+        output / "metrics.json",
+        rows_in=len(gone),
+        rows_out=sum(pq.read_metadata(path).num_rows for path in tables.partitions(output / "rows")),
+        duplicates=len(duplicates),
+        bytes_in=payload_bytes,
+        seconds=seconds,
+        exact=exact,
+        near=len(duplicates) - exact,
+        clusters=int(heads.sum()),
+        largest_cluster=int(np.bincount(clusters.kept).max()) if len(gone) else 0,
+        megabytes_per_second=round(payload_bytes / 1e6 / seconds, 3),
+    )
+
+
+if __name__ == "__main__":
+    params.main(dedup)
