@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from ssl_models import presets
 from ssl_models.config import Model, Probe, Strict
 
 PARAMS = Path("params.yaml")
@@ -66,6 +67,15 @@ class Params(Strict):
             if model.corpus not in self.corpora:
                 known = ", ".join(sorted(self.corpora)) or "none"
                 raise ValueError(f"models.{name}.corpus: there is no corpus {model.corpus!r} (corpora: {known})")
+        return self
+
+    @model_validator(mode="after")
+    def _backbones_exist(self) -> Params:
+        for name, model in self.models.items():
+            try:
+                presets.check(model.backbone)
+            except ValueError as error:
+                raise ValueError(f"models.{name}.backbone.{error}") from None
         return self
 
 
