@@ -81,7 +81,7 @@ def dedup(name: str) -> None:
     output = tables.address("dedup", name)
 
     sketches = list(engine.map(partial(modality.sketch, options=options), partitions, label=f"dedup {name}: sketch"))
-    bounds = np.cumsum([len(sketch.exact) for sketch in sketches])[:-1]
+    ends = np.cumsum([len(sketch.exact) for sketch in sketches], dtype=np.int64)
     payload_bytes = sum(sketch.payload_bytes for sketch in sketches)
     clusters = cast(Clusters, modality.cluster(sketches, options))
     del sketches
@@ -93,7 +93,7 @@ def dedup(name: str) -> None:
         jobs = [
             Sift(partition, folder / tables.part(index), stays, head)
             for index, (partition, stays, head) in enumerate(
-                zip(partitions, np.split(~gone, bounds), np.split(heads, bounds), strict=True)
+                zip(partitions, np.split(~gone, ends)[:-1], np.split(heads, ends)[:-1], strict=True)
             )
         ]
         sifted = list(engine.map(sift, jobs, label=f"dedup {name}: write"))

@@ -196,7 +196,7 @@ def _link(pairs: Any, sets: Any, offsets: Any, threshold: float, parent: Any) ->
         if root(parent, a) == root(parent, b):
             continue
         first, second = sets[offsets[a] : offsets[a + 1]], sets[offsets[b] : offsets[b + 1]]
-        if min(len(first), len(second)) < threshold * max(len(first), len(second)):
+        if min(len(first), len(second)) / max(len(first), len(second)) < threshold:
             continue
         if _jaccard(first, second) >= threshold:
             join(parent, a, b)
@@ -300,10 +300,11 @@ def _spill(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options
 
 def _near(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options) -> Any:
     """Near-duplicates among `rows`, whose contents differ: the kept row of each, and the similarity to it."""
-    mine = np.zeros(sum(len(part.exact) for part in sketches), bool)
+    ends = np.cumsum([len(part.exact) for part in sketches])
+    mine = np.zeros(ends[-1], bool)
     mine[rows] = True
-    bounds = np.cumsum([len(part.exact) for part in sketches])[:-1]
-    signature = np.concatenate([s.near[m] for s, m in zip(sketches, np.split(mine, bounds), strict=True)])
+    parts = zip(sketches, np.split(mine, ends)[:-1], strict=True)
+    signature = np.concatenate([part.near[chosen] for part, chosen in parts])
     pairs = _candidates(signature, options)
     del signature
     if not len(pairs):
