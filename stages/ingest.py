@@ -1,0 +1,209 @@
+"""Ingest: any source becomes Parquet partitions of rows with an id, a label, a source and a group.
+
+Nothing is lost silently: what cannot be read is in `rejects.parquet` with its place and reason, and past
+`ingest.max_reject_fraction` the stage fails. Run as `python -m stages.ingest NAME`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages import engine, params, tables
+from stages.params import UserError
+from stages.readers import Options, Partition, Record, Reject, excerpt
+
+Check = Callable[[Record], str | None]
+"""A modality's reason to reject a record, or None."""
+NAMES = 20
+"""Columns that an error sentence lists at most."""
+
+
+@dataclass
+class Outcome:
+    """What became of a partition: `pieces` of rows and of rejects, in order, and what was counted."""
+
+    rows: int = 0
+    rejects: int = 0
+    pieces: list[Path] = field(default_factory=list)
+    reject_pieces: list[Path] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Outcome) -> None:
+        """Count another partition in."""
+        self.rows += other.rows
+        self.rejects += other.rejects
+        self.pieces += other.pieces
+        self.reject_pieces += other.reject_pieces
+        self.labels |= other.labels
+        self.reasons += other.reasons
+
+
+def ingest(name: str) -> None:
+    """Read `corpora.NAME` into `data/ingest/NAME/`."""
+    begun = time.monotonic()
+    corpus = params.corpus(name)
+    at = f"corpora.{name}.ingest"
+    reader = params.find("stages.readers", corpus.ingest.reader, f"{at}.reader")
+    if corpus.modality not in reader.MODALITIES:
+        known = ", ".join(sorted(reader.MODALITIES))
+        raise UserError(f"{params.PARAMS}: {at}.reader: {corpus.ingest.reader} reads {known}, not {corpus.modality}")
+    options: Options = params.options(reader.Options, corpus.ingest.options, at)
+    modality = params.find("stages.modalities", corpus.modality, f"corpora.{name}.modality").__name__ + ".ingest"
+
+    folder = tables.address("ingest", name)
+    tables.remove(folder / "metrics.json")
+    plan: list[Partition] = reader.plan(corpus.ingest.source, options)
+    total = Outcome()
+    with tables.whole_folder(folder / "rows") as rows:
+        numbered = list(enumerate(plan))
+        work = partial(ingest_partition, reader=reader.__name__, modality=modality, options=options, folder=rows)
+        for outcome in engine.map(work, numbered, label=f"ingest {name}"):
+            total.add(outcome)
+        _merge_rejects(total.reject_pieces, folder / "rejects.parquet")
+        _refuse_if_poor(total, corpus.ingest.max_reject_fraction, at, folder / "rejects.parquet", reader, plan, options)
+        for index, piece in enumerate(total.pieces):
+            piece.rename(rows / tables.part(index))
+    tables.write_metrics(
+        folder / "metrics.json",
+        rows_in=total.rows + total.rejects,
+        rows_out=sum(pq.read_metadata(path).num_rows for path in tables.partitions(folder / "rows")),
+        rejects=pq.read_metadata(folder / "rejects.parquet").num_rows,
+        bytes_in=sum(partition.size for partition in plan),
+        seconds=time.monotonic() - begun,
+        partitions=len(total.pieces),
+        labels=len(total.labels),
+    )
+    _report(total, name)
+
+
+def ingest_partition(
+    numbered: tuple[int, Partition], reader: str, modality: str, options: Options, folder: Path
+) -> Outcome:
+    """Write the rows and rejects of one partition into `folder`, as files that the driver renames."""
+    index, partition = numbered
+    check: Check = importlib.import_module(modality).check
+    schema = tables.rows_schema(importlib.import_module(modality).FIELDS)
+    found = importlib.import_module(reader).read(partition, options)
+    return write(found, check, schema, options.max_document_bytes, folder, f"{index:05d}")
+
+
+def write(
+    found: Iterable[Record | Reject], check: Check, schema: pa.Schema, limit: int, folder: Path, stem: str
+) -> Outcome:
+    """Write what a reader found; `limit` is the most bytes that a payload may have."""
+    rows = tables.PartWriter(folder, schema, f"rows-{stem}")
+    rejects = tables.PartWriter(folder, tables.REJECTS, f"rejects-{stem}")
+    outcome = Outcome()
+    for item in found:
+        reject = item if isinstance(item, Reject) else _refusal(item, check, limit)
+        if reject is not None:
+            values = {"source": reject.source, "reason": reject.reason, "excerpt": reject.excerpt}
+            rejects.append({key: _printable(value) for key, value in values.items()}, size=len(reject.excerpt))
+            outcome.reasons[reject.reason.partition(" (")[0]] += 1
+        elif isinstance(item, Record):
+            place = {"label": item.label, "source": _printable(item.source), "group": item.group}
+            rows.append({"id": tables.content_id(item.payload), **item.payload, **place}, size=_size(item))
+            if item.label is not None:
+                outcome.labels.add(item.label)
+    rows.close()
+    rejects.close()
+    outcome.rows, outcome.pieces = rows.rows, rows.paths
+    outcome.rejects, outcome.reject_pieces = rejects.rows, rejects.paths
+    return outcome
+
+
+def _size(record: Record) -> int:
+    """Bytes of the payload, text as UTF-8."""
+    return sum(len(value.encode() if isinstance(value, str) else value) for value in record.payload.values())
+
+
+def _refusal(record: Record, check: Check, limit: int) -> Reject | None:
+    """The Reject that `record` becomes, or None where it is good."""
+    reason = check(record)
+    if reason is None and not all(_is_unicode(name) for name in (record.label, record.group) if name is not None):
+        reason = "label or group is not valid Unicode (a lone surrogate)"
+    if reason is None and (size := _size(record)) > limit:
+        reason = f"document is longer than max_document_bytes ({size} bytes, not {limit})"
+    return None if reason is None else Reject(record.source, reason, excerpt(next(iter(record.payload.values()))))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(text: str) -> str:
+    """`text` with bytes that are no Unicode, as in names of files, written as escapes."""
+    return text if _is_unicode(text) else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _merge_rejects(pieces: list[Path], path: Path) -> None:
+    """One `rejects.parquet` out of the workers' pieces, which are removed; empty where there are none."""
+    with tables.whole_file(path) as whole, tables.parquet_writer(whole, tables.REJECTS) as writer:
+        for piece in pieces:
+            writer.write_table(pq.read_table(piece), row_group_size=tables.ROW_GROUP)
+            piece.unlink()
+
+
+def _most_frequent(reasons: Counter[str]) -> str:
+    """The reason most rejects have, the first in the alphabet of several."""
+    reason, count = min(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return f"{reason} ({count})"
+
+
+def _refuse_if_poor(
+    total: Outcome,
+    most: float,
+    at: str,
+    rejects: Path,
+    reader: ModuleType,
+    plan: list[Partition],
+    options: Options,
+) -> None:
+    """UserError where there is nothing to go on with, or more was rejected than the user allows."""
+    rows = total.rows + total.rejects
+    if not rows:
+        raise UserError(f"{params.PARAMS}: {at}.source: there is not one row in it")
+    known = ""
+    label = getattr(options, "label", None)
+    if (not total.rows or (label is not None and not total.labels)) and hasattr(reader, "columns"):
+        names = reader.columns(plan[0], options)
+        known = f"; its columns are: {', '.join(names[:NAMES])}{', ...' if len(names) > NAMES else ''}"
+    if not total.rows:
+        raise UserError(
+            f"{params.PARAMS}: {at}: every row was rejected, all {rows}; the most frequent reason: "
+            f"{_most_frequent(total.reasons)}{known}; each with its reason is in {rejects}"
+        )
+    if label is not None and not total.labels:
+        raise UserError(f"{params.PARAMS}: {at}.label: no row has a label {label!r}{known}")
+    if total.rejects > most * rows:
+        raise UserError(
+            f"{params.PARAMS}: {at}.max_reject_fraction: {total.rejects} of {rows} rows were rejected "
+            f"({total.rejects / rows:.1%}, at most {most:.1%} may be); the most frequent reason: "
+            f"{_most_frequent(total.reasons)}; each with its reason is in {rejects}"
+        )
+
+
+def _report(total: Outcome, name: str) -> None:
+    print(f"ingest {name}: {total.rows} rows, {total.rejects} rejects", file=sys.stderr)
+    for reason, count in total.reasons.most_common(5):
+        print(f"  {count} x {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    params.main(ingest)

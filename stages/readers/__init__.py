@@ -1,0 +1,95 @@
+"""Where records come from: one module per kind of source, found by its name in `corpora.NAME.ingest.reader`.
+
+A reader module has
+
+    MODALITIES: frozenset[str]                             what it can read
+    class Options(stages.readers.Options)                  its keys in corpora.NAME.ingest
+    def plan(source, options) -> list[Partition]           the same for the same data, on any machine
+    def read(partition, options) -> Iterator[Record | Reject]
+    def columns(partition, options) -> list[str]           optional: for sentences about a wrong column
+
+`read` streams, and turns every fault of the data into a Reject; it raises UserError only for what is no fault of the
+data, such as a file that may not be read. A reason is a few words that many rejects share; particulars follow in
+parentheses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EXCERPT = 200
+"""Characters of a rejected record that are kept."""
+
+
+class Options(BaseModel):
+    """Options of every reader: subclass and add fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_document_bytes: int = Field(default=10_000_000, ge=1, description="longer records are rejected")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source: `path` as the user would find it (a URL where it is remote), `size` in bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A bounded piece of a source: some whole `files`, or the units `start` to `end` of one file (bytes, row groups).
+
+    `first` is the number of the first line or row in that piece, counted from 1.
+    """
+
+    files: tuple[File, ...]
+    start: int = 0
+    end: int | None = None
+    first: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of the source in this partition; 0 where it holds row groups after a file's first ones."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: the modality's `payload`, a `label` or None, the `source` it came from (`file:line`), and the `group`
+    that must never be split between train, validation and probe (None: the record alone)."""
+
+    payload: Mapping[str, str | bytes]
+    label: str | None
+    source: str
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """What could not be read: where, why, and how it begins."""
+
+    source: str
+    reason: str
+    excerpt: str = ""
+
+
+def excerpt(content: str | bytes) -> str:
+    """The beginning of a record as text that Arrow and a terminal can hold."""
+    if isinstance(content, str):
+        content = content[:EXCERPT].encode("utf-8", "surrogatepass")
+    return content[: 4 * EXCERPT].decode("utf-8", "backslashreplace")[:EXCERPT]
+
+
+def kind(value: object) -> str:
+    """What a value of JSON or Arrow is, in words."""
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    names = {type(None): "null", str: "a string", list: "a list", dict: "an object", bytes: "bytes"}
+    return names.get(type(value), f"a {type(value).__name__}")
