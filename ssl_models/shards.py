@@ -9,72 +9,23 @@ is ever held, and any number of processes sees the same global batches.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-FILE = "manifest.json"
-PROBE_COLUMNS = frozenset({"label", "test"})
-"""What rows of the probe split have beside the columns of the other splits."""
+from ssl_models.manifest import FILE, PROBE_COLUMNS, Column, Manifest, checksum
 
 Indices = npt.NDArray[np.int64]
 View = npt.NDArray[Any]
 
 _ROUNDS = 8  # 4 make a Feistel network strong; small domains deserve more
 _LEAST_HALF = 3  # bits; a domain of fewer than 64 positions would reach too few permutations
-_CHUNK = 1 << 22
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Column(_Strict):
-    """Values of one row: `dtype` as NumPy names it, `shape` empty for a single number."""
-
-    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"]
-    shape: tuple[int, ...] = ()
-
-
-class Shard(_Strict):
-    """One Arrow IPC file of one record batch; `file` is relative to the manifest, `blake2b` covers its bytes."""
-
-    file: str
-    rows: int = Field(ge=1)
-    blake2b: str
-
-
-class SplitManifest(_Strict):
-    """One of `train`, `validation`, `probe`. An empty split has no shards."""
-
-    rows: int = Field(ge=0)
-    bytes: int = Field(ge=0)
-    shards: tuple[Shard, ...] = ()
-
-    @model_validator(mode="after")
-    def _rows_add_up(self) -> SplitManifest:
-        if self.rows != sum(shard.rows for shard in self.shards):
-            raise ValueError("rows is not the sum over the shards")
-        return self
-
-
-class Manifest(_Strict):
-    """`manifest.json`: what the shards hold. `length` is the tokens in a row, 0 where there are none."""
-
-    modality: Literal["text", "image", "video", "image_text"]
-    columns: dict[str, Column]
-    splits: dict[str, SplitManifest]
-    labels: tuple[str, ...] = ()
-    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,15 +72,7 @@ class Shards:
     @classmethod
     def open(cls, folder: Path) -> Shards:
         """Read the manifest of `folder`; FileNotFoundError, or ValueError where it is none."""
-        path = folder / FILE
-        try:
-            return cls(folder, Manifest.model_validate(json.loads(path.read_text(encoding="utf-8"))))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: is not valid JSON ({error}); run the shard stage again") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(step) for step in first["loc"])
-            raise ValueError(f"{path}: {key}: {first['msg']}; run the shard stage again") from None
+        return cls(folder, Manifest.load(folder))
 
     def split(self, name: str) -> Split:
         """Map the files of one split; ValueError names a file that is missing, cut short or belies the manifest."""
@@ -154,15 +97,6 @@ class Shards:
                     raise ValueError(f"{path}: is missing; run the shard stage again")
                 if checksum(path) != shard.blake2b:
                     raise ValueError(f"{path}: differs from its checksum in {FILE}; run the shard stage again")
-
-
-def checksum(path: Path) -> str:
-    """BLAKE2b-128 of a file's bytes as 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _map(path: Path, rows: int, columns: dict[str, Column]) -> dict[str, View]:
