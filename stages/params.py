@@ -174,15 +174,15 @@ class Named(Protocol):
     Options: type[BaseModel]
 
 
-def find(package: str, name: str, at: str) -> Any:
-    """The module `package.name`; `at` is the key that named it. A package is its own registry."""
+def find(package: str, name: str, at: str, file: Path = PARAMS) -> Any:
+    """The module `package.name`; `at` is the key of `file` that named it. A package is its own registry."""
     folder = Path(importlib.import_module(package).__path__[0])
     known = sorted(
         {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" and entry.stem != "__init__"}
         | {entry.name for entry in folder.iterdir() if (entry / "__init__.py").exists()}
     )
     if name not in known:
-        raise UserError(f"{PARAMS}: {at}: there is no {name!r} in {package} (there are: {', '.join(known)})")
+        raise UserError(f"{file}: {at}: there is no {name!r} in {package} (there are: {', '.join(known)})")
     return importlib.import_module(f"{package}.{name}")
 
 

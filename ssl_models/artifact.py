@@ -1,0 +1,141 @@
+"""The folder of a trained model: safetensors and JSON, nothing that runs code when it is opened.
+
+`model.safetensors` and `config.json` are Hugging Face's where the architecture exists there (`transformers` then opens
+the folder), else this project's own names. `pretext.json` says how to build the objective again, `encoding/` how its
+rows were encoded.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssl_models import objectives
+from ssl_models.config import Model
+from ssl_models.encoding import Encoding
+from ssl_models.objectives import Objective
+
+WEIGHTS, CONFIG, PRETEXT, ENCODING = "model.safetensors", "config.json", "pretext.json", "encoding"
+FORMAT = 1
+TOKENIZER = "tokenizer.json"
+
+
+def build(model: Model, encoding: Encoding, at: str = "task") -> Objective:
+    """The untrained objective of a model. ValueError names what does not fit; `at` is the key path of its options."""
+    try:
+        kind = objectives.find(model.objective)
+    except KeyError:
+        raise ValueError(f"there is no objective {model.objective!r} in ssl_models/objectives") from None
+    try:
+        options = kind.Options.model_validate(model.task)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([at, *(str(step) for step in first["loc"])])
+        reason = "no such key; check its spelling" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ValueError(f"{place}: {reason.removeprefix('Value error, ')}") from None
+    return kind(model.backbone, options, encoding)
+
+
+def _hugging_face() -> ModuleType | None:
+    """`ssl_models.huggingface` knows the architectures that exist there."""
+    if importlib.util.find_spec("ssl_models.huggingface") is None:
+        return None
+    return importlib.import_module("ssl_models.huggingface")
+
+
+def unique(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the second names of tied tensors, contiguous and on the CPU."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    kept = {}
+    for name, value in state.items():
+        place = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and place in seen:
+            continue
+        seen.add(place)
+        kept[name] = value.detach().cpu().contiguous()
+    return kept
+
+
+def save(objective: Objective, model: Model, encoding: Encoding, folder: Path, **facts: Any) -> None:
+    """Write the folder, which must not exist; `facts` (the step, say) go into `pretext.json`."""
+    folder.mkdir(parents=True)
+    save_file(unique(objective.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(_json({"model_type": "pretext", **model.model_dump(mode="json")}), encoding="utf-8")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "safetensors")}
+    content = {"format": FORMAT, "model": model.model_dump(mode="json"), "versions": versions, **facts}
+    (folder / PRETEXT).write_text(_json(content), encoding="utf-8")
+    encoding.save(folder / ENCODING)
+    if encoding.folder != Path():
+        for file in sorted(path for path in encoding.folder.iterdir() if path.is_file()):
+            if file.name != "encoding.json":
+                shutil.copyfile(file, folder / ENCODING / file.name)
+            if file.name == TOKENIZER:
+                shutil.copyfile(file, folder / file.name)
+
+
+def read_model(folder: Path) -> Model:
+    """The entry of `models` that a Pretext folder was trained as; ValueError where it is no such folder."""
+    path = folder / PRETEXT
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"{path}: has format {content['format']}, this version reads {FORMAT}")
+        return Model.model_validate(content["model"])
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError):
+        raise ValueError(f"{path}: is not what a training job wrote") from None
+
+
+def load(folder: Path) -> Objective:
+    """The trained objective of a Pretext folder, in eval mode on the CPU; ValueError says what is wrong with it."""
+    objective = build(read_model(folder), Encoding.load(folder / ENCODING))
+    load_weights(objective, folder)
+    return objective.eval()
+
+
+def load_weights(objective: Objective, folder: Path) -> None:
+    """Take over the weights of a Pretext folder; ValueError where they are damaged or of another model."""
+    path = folder / WEIGHTS
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    _take(objective, state, path)
+
+
+def _take(objective: Objective, state: dict[str, Tensor], path: Path) -> None:
+    own = objective.state_dict()
+    for name, value in state.items():
+        if name not in own:
+            raise ValueError(f"{path}: holds {name!r}, which this model has not")
+        if own[name].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name} has the shape {list(value.shape)}, this model's is {list(own[name].shape)}"
+            )
+    missing = sorted(set(unique(own)) - set(state))
+    if missing:
+        raise ValueError(f"{path}: lacks {missing[0]!r}, which this model has")
+    objective.load_state_dict(state, strict=False)
+
+
+def start_from(objective: Objective, folder: Path) -> None:
+    """Continue from another model (`models.NAME.init_from`): a Pretext folder. ValueError where it does not fit."""
+    if (folder / PRETEXT).exists():
+        load_weights(objective, folder)
+        return
+    raise ValueError(f"{folder}: is neither a Pretext nor a Hugging Face model folder that this version can read")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,49 @@
+"""The rows of each step, fetched one step ahead by a thread so that the device never waits for the disk."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from ssl_models.config import Train
+from ssl_models.objectives import Rows
+from ssl_models.parallel import World
+from ssl_models.shards import Split, batch_indices
+
+
+def on(world: World, rows: Rows) -> Rows:
+    """Rows on this process's device."""
+    return {name: value.to(world.device, non_blocking=True) for name, value in rows.items()}
+
+
+class Batches:
+    """This process's slices of the global batches, in the order of their steps."""
+
+    def __init__(self, split: Split, train: Train, world: World) -> None:
+        self._split, self._train, self._world = split, train, world
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[tuple[Rows, Tensor]]] | None = None
+
+    def take(self, step: int) -> tuple[Rows, Tensor]:
+        """Rows of `step` on the device and their numbers int64 `[rows]`; starts to fetch those of the step after."""
+        ahead = (
+            self._next[1] if self._next is not None and self._next[0] == step else self._pool.submit(self.read, step)
+        )
+        self._next = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < self._train.steps else None
+        rows, numbers = ahead.result()
+        return on(self._world, rows), numbers.to(self._world.device)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def read(self, step: int) -> tuple[Rows, Tensor]:
+        """Rows of `step` and their numbers, in memory that a GPU can copy from by itself."""
+        train = self._train
+        numbers = batch_indices(train.seed, step, train.batch, len(self._split))[self._world.slice(train.batch)]
+        rows = self._split.rows(numbers)
+        if self._world.device.type == "cuda":
+            rows = {name: value.pin_memory() for name, value in rows.items()}
+        return rows, torch.from_numpy(numbers)

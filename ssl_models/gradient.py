@@ -1,0 +1,222 @@
+"""The gradient of a global batch, whatever micro-batches and processes it is computed in.
+
+Losses are sums over predicted items, so micro-batches and processes add up, and the sum is divided by the global count
+once. An objective that couples the whole batch (NT-Xent, CLIP) takes two passes, after Gao et al. 2021 (arXiv
+2101.06983): embed every micro-batch without a graph, gather all embeddings, take the loss's gradient with respect to
+them, then embed again and push that gradient through. Every process computes the full loss, so no gradient needs to be
+gathered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, autograd
+from torch.autograd.graph import saved_tensors_hooks
+
+from ssl_models.config import Train
+from ssl_models.objectives import Batch, Objective, Outcome, Rows
+from ssl_models.parallel import World
+
+ACTIVATIONS = 2 * 2**30
+"""Bytes that a micro-batch's saved activations may take on the CPU, unless that is over an eighth of the memory."""
+EVALUATION_STEP = 0xFFFFFFFF
+"""The step whose keys corrupt validation rows: no training step reaches it."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """`loss` per predicted item, and the objective's further metrics, over one or more global batches."""
+
+    loss: float
+    metrics: dict[str, float]
+
+
+class Totals:
+    """Running sums of outcomes; one transfer from the device when they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device, dtype=torch.float64)
+        self.count = torch.zeros((), device=device, dtype=torch.float64)
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, outcome: Outcome, share: float = 1.0) -> None:
+        """Add `share` of an outcome; a process adds 1/size of what every process computed alike."""
+        self.loss += outcome.loss.detach() * share
+        for name, (numerator, denominator) in outcome.sums.items():
+            before = self.sums.get(name, (torch.zeros_like(self.loss), torch.zeros_like(self.loss)))
+            self.sums[name] = (before[0] + numerator * share, before[1] + denominator * share)
+
+    def means(self, world: World) -> Means:
+        """Summed over the processes and divided; `count` is already global."""
+        names = sorted(self.sums)
+        flat = torch.stack([self.loss, *(value for name in names for value in self.sums[name])])
+        loss, *rest = world.sum(flat).tolist()
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        metrics = {name: n / d if d else math.nan for name, (n, d) in zip(names, pairs, strict=True)}
+        return Means(loss / max(float(self.count), 1.0), metrics)
+
+
+class Learner:
+    """An objective on its device, and how its global batches are cut and computed."""
+
+    def __init__(self, objective: Objective, world: World, train: Train, bfloat16: bool, compiled: bool) -> None:
+        self.objective, self.world, self.train = objective, world, train
+        self._bfloat16 = bfloat16
+        self._forward: Callable[[Batch], Outcome] = torch.compile(objective.forward) if compiled else objective
+        self._embed: Callable[[Batch], Tensor] = torch.compile(objective.embed) if compiled else objective.embed
+        self.micro_batch = train.batch
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bfloat16 where it is wanted."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bfloat16)
+
+    @torch.no_grad()
+    def prepare(self, rows: Rows, keys: Tensor) -> Batch:
+        """The objective's batch of this process's rows."""
+        return self.objective.prepare(rows, keys)
+
+    def micro_batches(self, batch: Batch, rows: int) -> list[tuple[int, Batch]]:
+        """This process's slice of a global batch of `rows`, cut evenly: (global number of its first row, rows)."""
+        start, end = self.world.slice(rows).start, self.world.slice(rows).stop
+        most = math.ceil(
+            rows / self.world.size
+        )  # every process makes as many, as batch normalisation exchanges in each
+        pieces = math.ceil(most / self.micro_batch)
+        edges = [(end - start) * piece // pieces for piece in range(pieces + 1)]
+        return [
+            (start + a, {name: value[a:b] for name, value in batch.items()})
+            for a, b in itertools.pairwise(edges)
+            if b > a
+        ]
+
+    def gradient(self, step: int, batch: Batch, count: Tensor, rows: int) -> Totals:
+        """Add the gradient of the mean loss over the global batch to the parameters' `grad`, summed over processes.
+
+        `batch` is this process's slice; `count` is the number of predicted items in the whole.
+        """
+        totals = Totals(self.world.device)
+        totals.count = count.double()
+        if self.objective.whole_batch:
+            self._coupled(step, batch, totals, rows)
+        else:
+            for first, micro in self.micro_batches(batch, rows):
+                self._seed(step, first)
+                with self.autocast():
+                    outcome = self._forward(micro)
+                autograd.backward(outcome.loss / count.clamp_min(1))
+                totals.add(outcome)
+        self.world.sum_gradients(self.objective.parameters())
+        return totals
+
+    def _coupled(self, step: int, batch: Batch, totals: Totals, rows: int) -> None:
+        micros = self.micro_batches(batch, rows)
+        once = len(micros) == 1
+        embedded = []
+        with kept_buffers(self.objective, keep=not once), torch.set_grad_enabled(once), self.autocast():
+            for first, micro in micros:
+                self._seed(step, first)
+                embedded.append(self._embed(micro))
+        everyone = self.world.gather(torch.cat([part.detach().float() for part in embedded]), rows).requires_grad_()
+        outcome = self.objective.couple(everyone)
+        # Every process computes this loss: parameters of `couple` get 1/size of its gradient from each.
+        autograd.backward(outcome.loss / (totals.count.clamp_min(1) * self.world.size))
+        totals.add(outcome, 1 / self.world.size)
+        if everyone.grad is None:
+            return
+        upstream = everyone.grad * self.world.size
+        for number, (first, micro) in enumerate(micros):
+            if not once:
+                self._seed(step, first)
+                with self.autocast():
+                    embedded[number] = self._embed(micro)
+            part = embedded[number]
+            if part.requires_grad:
+                autograd.backward(part, upstream[first : first + len(part)].to(part.dtype))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, rows: int, totals: Totals) -> None:
+        """Add the outcome of one global batch of validation `rows` to `totals`, of which this process has a slice."""
+        micros = self.micro_batches(batch, rows)
+        count = self.objective.count(batch).double() if micros else torch.zeros_like(totals.count)
+        totals.count += self.world.sum(count)
+        if self.objective.whole_batch:
+            with self.autocast():
+                embedded = torch.cat([self._embed(micro).float() for _, micro in micros])
+            totals.add(self.objective.couple(self.world.gather(embedded, rows)), 1 / self.world.size)
+            return
+        for _, micro in micros:
+            with self.autocast():
+                totals.add(self._forward(micro))
+
+    def _seed(self, step: int, row: int) -> None:
+        """Dropout and the like: torch's own generators depend on (seed, step, first row) and on nothing before."""
+        torch.manual_seed(((self.train.seed * 1_000_003 + step) * 1_000_003 + row) & (2**63 - 1))
+
+    def fit(self, batch: Batch, rows: int) -> int:
+        """The largest micro-batch whose activations fit, at most this process's slice. Leaves nothing behind."""
+        most = math.ceil(rows / self.world.size)
+        find = self._fit_gpu if self.world.device.type == "cuda" else self._fit_cpu
+        with kept_buffers(self.objective):
+            fitting = find(batch, most)
+        self.objective.zero_grad(set_to_none=True)
+        return self.world.least(fitting)
+
+    def _fit_cpu(self, batch: Batch, most: int) -> int:
+        """By the bytes two rows save for the backward pass: the same on every run, unlike the memory that is free."""
+        two = {name: value[:2] for name, value in batch.items()}
+        own = {p.untyped_storage().data_ptr() for p in self.objective.parameters()}
+        saved: dict[int, int] = {}
+
+        def pack(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        self._seed(0, 0)
+        with saved_tensors_hooks(pack, lambda value: value):
+            held = self._trial(two)
+        per_row = max(1, sum(saved.values()) // len(next(iter(two.values()))))
+        del held
+        import psutil  # needed here alone
+
+        return max(1, min(most, min(ACTIVATIONS, psutil.virtual_memory().total // 8) // per_row))
+
+    def _fit_gpu(self, batch: Batch, most: int) -> int:
+        """By trying, beside as much memory as the optimizer will take, and halving when it runs out."""
+        reserve = [torch.empty_like(p) for p in self.objective.parameters() for _ in range(2)]
+        fitting = most
+        while True:
+            try:
+                autograd.backward(self._trial({name: value[:fitting] for name, value in batch.items()}))
+                break
+            except torch.OutOfMemoryError:
+                if fitting == 1:
+                    raise
+                fitting = math.ceil(fitting / 2)
+                self.objective.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+        del reserve
+        return fitting
+
+    def _trial(self, batch: Batch) -> Tensor:
+        with self.autocast():
+            if self.objective.whole_batch:
+                return self.objective.embed(batch).float().sum()
+            outcome: Outcome = self.objective(batch)
+            return outcome.loss
+
+
+@contextmanager
+def kept_buffers(objective: Objective, keep: bool = True) -> Iterator[None]:
+    """Buffers (running statistics of batch normalisation) are afterwards what they were before."""
+    before = [buffer.clone() for buffer in objective.buffers()] if keep else []
+    yield
+    for buffer, value in zip(objective.buffers() if keep else (), before, strict=True):
+        buffer.copy_(value)

@@ -1,0 +1,272 @@
+"""The MLflow run of a training job, kept by a thread so that neither MLflow's import nor a slow server holds up a
+step.
+
+Metrics are buffered and sent in batches; a step is never sent twice, because a resumed job continues the run whose id
+lies beside its checkpoints and skips what the run already has. A server that is down costs a warning, not the
+training: what could not be sent is tried again, and in the end kept in a file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_models.job import Job, Tracking
+from ssl_models.objectives import Examples
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+POINTS = 300
+"""Metrics sent at once; MLflow takes 1,000."""
+SECONDS = 3.0
+"""Longest wait of a metric in the buffer."""
+RETRY = 20.0
+"""Seconds between attempts to reach a tracking server that failed."""
+FAREWELL = 60.0
+"""Seconds that the end of a job waits for the last metrics to be sent."""
+SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class _Point:
+    step: int
+    evaluation: bool
+    values: dict[str, float]
+    milliseconds: int = field(default_factory=lambda: int(time.time() * 1000))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    step: int
+    examples: Examples
+
+
+def quiet() -> None:
+    """No telemetry, and no request that hangs for minutes; to be called before MLflow is imported."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+
+def public(uri: str | None) -> str | None:
+    """An address without the user name and the password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri) if uri else uri
+
+
+@contextmanager
+def created(uri: str) -> Iterator[None]:
+    """Around the first use of a SQLite store: its migration must not run twice at the same time."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    folder = Path(uri.removeprefix(SQLITE)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def connect(tracking: Tracking) -> tuple[Any, str]:
+    """An `MlflowClient` and the id of the experiment, made where there was none."""
+    quiet()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    assert tracking.uri is not None
+    with created(tracking.uri):
+        client = MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        if experiment is not None:
+            return client, str(experiment.experiment_id)
+        try:
+            return client, str(client.create_experiment(tracking.experiment, artifact_location=tracking.artifacts))
+        except MlflowException:  # another job made it a moment ago
+            experiment = client.get_experiment_by_name(tracking.experiment)
+            if experiment is None:
+                raise
+            return client, str(experiment.experiment_id)
+
+
+def flat(value: Any, at: str = "") -> dict[str, str]:
+    """Nested parameters as MLflow shows them: `backbone.layers`."""
+    if not isinstance(value, dict):
+        return {at: str(value)}
+    return {
+        key: text for name, inner in value.items() for key, text in flat(inner, f"{at}.{name}" if at else name).items()
+    }
+
+
+class Tracker:
+    """The run of one job. `memory` is the file beside the checkpoints that remembers the run's id."""
+
+    def __init__(self, job: Job, memory: Path) -> None:
+        self._job, self._memory = job, memory
+        self._queue: queue.SimpleQueue[_Point | _Shown | Status] = queue.SimpleQueue()
+        self._pending: list[_Point] = []
+        self._run: dict[str, str | None] = {"run_id": None, "experiment_id": None}
+        self._client: Any = None
+        self._sent = {False: 0, True: 0}
+        self._warned = False
+        self._next_attempt = 0.0
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        if job.tracking.uri is not None:
+            self._thread.start()
+
+    def metrics(self, step: int, values: dict[str, float], evaluation: bool = False) -> None:
+        """Metrics after `step` completed steps; those of an evaluation come beside those of the step itself."""
+        self._queue.put(_Point(step, evaluation, values))
+
+    def examples(self, step: int, examples: Examples) -> None:
+        """Texts and pictures made after `step` steps."""
+        if examples.texts or examples.pictures:
+            self._queue.put(_Shown(step, examples))
+
+    def finish(self, status: Status) -> dict[str, str | None]:
+        """Send what is left, end the run, and return what `run.json` says; `run_id` is None without a server."""
+        self._queue.put(status)
+        if self._thread.is_alive():
+            self._thread.join(FAREWELL)
+        return {**self._run, "tracking_uri": public(self._job.tracking.uri)}
+
+    def _work(self) -> None:
+        self._attempt(self._begin)
+        since = time.monotonic()
+        while True:
+            try:
+                item = self._queue.get(timeout=SECONDS)
+            except queue.Empty:
+                item = None
+            if isinstance(item, _Point):
+                self._pending.append(item)
+            elif isinstance(item, _Shown):
+                self._attempt(lambda shown=item: self._show(shown))
+            ending = isinstance(item, str)
+            many = sum(len(point.values) for point in self._pending) >= POINTS
+            if self._pending and (ending or many or time.monotonic() - since >= SECONDS):
+                since = time.monotonic()
+                self._attempt(self._send, last=ending)
+            if isinstance(item, str):
+                self._attempt(lambda status=item: self._client.set_terminated(self._run["run_id"], status), last=True)
+                self._keep()
+                return
+
+    def _attempt(self, action: Any, last: bool = False) -> None:
+        """Do `action` with a connection; a failure is warned of once and the next attempt waits a while."""
+        if not last and time.monotonic() < self._next_attempt:
+            return
+        try:
+            if self._client is None and action != self._begin:
+                self._begin()
+            action()
+        except Exception as error:
+            self._next_attempt = time.monotonic() + RETRY
+            if not self._warned:
+                self._warned = True
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                print(
+                    f"warning: MLflow at {public(self._job.tracking.uri)} does not answer ({reason[0][:200]}); "
+                    "training goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _begin(self) -> None:
+        """Connect, and continue the remembered run or begin one."""
+        client, experiment = connect(self._job.tracking)
+        run_id = self._remembered(client)
+        if run_id is None:
+            run = client.create_run(experiment, run_name=self._job.name, tags=self._job.tracking.tags)
+            run_id = str(run.info.run_id)
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._memory.with_suffix(".partial")
+            partial.write_text(json.dumps({"run_id": run_id, "tracking_uri": self._job.tracking.uri}))
+            partial.replace(self._memory)
+        self._describe(client, run_id)
+        self._run = {"run_id": run_id, "experiment_id": experiment}
+        self._client = client
+
+    def _remembered(self, client: Any) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            memory = json.loads(self._memory.read_text())
+            if memory["tracking_uri"] != self._job.tracking.uri:
+                return None
+            run = client.get_run(memory["run_id"])
+        except (OSError, ValueError, KeyError):
+            return None
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if run.info.lifecycle_stage != "active":
+            return None
+        run_id = str(run.info.run_id)
+        client.update_run(run_id, status="RUNNING")
+        for evaluation, name in ((False, "loss"), (True, "validation_loss")):
+            history = client.get_metric_history(run_id, name) if name in run.data.metrics else []
+            self._sent[evaluation] = max((metric.step for metric in history), default=0)
+        return run_id
+
+    def _describe(self, client: Any, run_id: str) -> None:
+        """Parameters and dataset inputs; saying them again changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        parameters = flat(self._job.model.model_dump(mode="json"))
+        client.log_batch(run_id, params=[Param(name, value[:6000]) for name, value in parameters.items()])
+        inputs = [
+            DatasetInput(
+                Dataset(d.name, d.digest, "local", json.dumps({"uri": d.source})),
+                [InputTag("mlflow.data.context", d.context)],
+            )
+            for d in self._job.tracking.datasets
+        ]
+        if inputs:
+            client.log_inputs(run_id, inputs)
+
+    def _send(self) -> None:
+        """Send the buffer; a point whose step the run already has is dropped."""
+        from mlflow.entities import Metric
+
+        while self._pending:
+            batch, metrics = 0, list[Any]()
+            while batch < len(self._pending) and len(metrics) + len(self._pending[batch].values) <= 1000:
+                point = self._pending[batch]
+                batch += 1
+                if point.step > self._sent[point.evaluation]:
+                    metrics += [Metric(k, v, point.milliseconds, point.step) for k, v in point.values.items()]
+            if metrics:
+                self._client.log_batch(self._run["run_id"], metrics=metrics)
+            for point in self._pending[:batch]:
+                self._sent[point.evaluation] = max(self._sent[point.evaluation], point.step)
+            del self._pending[:batch]
+
+    def _show(self, shown: _Shown) -> None:
+        for name, text in shown.examples.texts.items():
+            self._client.log_text(self._run["run_id"], text, f"examples/{name}/step-{shown.step:08d}.md")
+        for name, picture in shown.examples.pictures.items():
+            self._client.log_image(
+                self._run["run_id"], picture.cpu().numpy(), artifact_file=f"examples/{name}/step-{shown.step:08d}.png"
+            )
+
+    def _keep(self) -> None:
+        """What no server took lies beside the checkpoints."""
+        if not self._pending:
+            return
+        path = self._memory.parent.with_suffix(".metrics.jsonl")
+        with path.open("a", encoding="utf-8") as file:
+            for point in self._pending:
+                file.write(json.dumps({"step": point.step, **point.values}) + "\n")
+        print(f"warning: metrics that MLflow did not take are in {path}", file=sys.stderr, flush=True)

@@ -1,0 +1,387 @@
+"""The training job: `python -m ssl_models.train JOB`, started by a launcher, alone or by torchrun.
+
+One loop, read from top to bottom. Everything that decides the result is a pure function of (seed, step): the rows,
+their corruption, dropout, the learning rate. So a job that is killed at any moment and started again ends, on the CPU,
+with the very bytes of an undisturbed one. Exit status: 0 done, 2 something the user can mend, 143 stopped by SIGTERM
+after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_models import artifact, checkpoint, keyed
+from ssl_models.batches import Batches, on
+from ssl_models.encoding import Encoding
+from ssl_models.evaluation import Evaluation
+from ssl_models.gradient import Learner
+from ssl_models.job import Job, JobError
+from ssl_models.lifetime import die_with_parent
+from ssl_models.objectives import Objective
+from ssl_models.optimizer import Optimizer
+from ssl_models.parallel import World, has_batch_norm, synchronise
+from ssl_models.progress import Progress
+from ssl_models.shards import Shards, Split
+from ssl_models.signals import Signals
+from ssl_models.tracking import Status, Tracker
+
+PATIENCE = 5
+"""Steps in a row whose loss or gradient may be infinite or NaN; they are skipped, then the job gives up."""
+CURVE = 1000
+"""Most rows of loss.csv: longer curves are averaged over windows."""
+RUN = "run.json"
+
+
+@dataclass
+class State:
+    """What a checkpoint remembers beside weights and optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    losses: list[float] = field(default_factory=list)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The job was asked to stop, and a checkpoint was written."""
+
+
+def main() -> int:
+    """Run the job file named on the command line."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's own children; the launcher sees to the rest
+        die_with_parent()
+    if len(sys.argv) != 2:
+        print("usage: python -m ssl_models.train JOB", file=sys.stderr)
+        return 2
+    signals = Signals()
+    world = World()
+    status = 0
+    try:
+        job = Job.load(Path(sys.argv[1]))
+        world = World.start()
+        run(job, world, signals)
+    except JobError as error:
+        if world.rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        status = 2
+    except Stopped:
+        status = 128 + (signals.stop or signal.SIGTERM)
+    world.close()
+    return status
+
+
+def run(job: Job, world: World, signals: Signals) -> None:
+    """Train, or go on training, and write the output. JobError is one sentence; Stopped leaves a checkpoint."""
+    began = time.monotonic()
+    tracker = Tracker(job, job.checkpoints / RUN) if world.rank == 0 else None
+    status: Status = "FAILED"
+    try:
+        objective, encoding, shards = opened(job)
+        state, facts = train(job, world, signals, objective, encoding, shards, tracker)
+        if tracker is not None:
+            write_model(job, objective, encoding, state)
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        raise
+    except torch.OutOfMemoryError:
+        raise JobError(f"{job.name}: the GPU ran out of memory; set a smaller micro_batch in compute.yaml") from None
+    finally:
+        found = tracker.finish(status) if tracker is not None else {}
+    if tracker is not None:
+        size = sum(parameter.numel() for parameter in objective.parameters())
+        write_facts(job, state, {"parameters": size, "steps": state.step}, facts, found)
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+        print(f"{job.name}: trained {state.step} steps in {time.monotonic() - began:.1f} s", flush=True)
+
+
+def opened(job: Job) -> tuple[Objective, Encoding, Shards]:
+    """The untrained objective, built alike in every process, and the data. JobError where they do not fit."""
+    torch.manual_seed(job.model.train.seed)
+    try:
+        shards = Shards.open(job.shards)
+        encoding = Encoding.load(job.shards / artifact.ENCODING)
+        objective = artifact.build(job.model, encoding, f"params.yaml: models.{job.name}.task")
+        if job.model.init_from is not None:
+            artifact.start_from(objective, Path(job.model.init_from))
+    except FileNotFoundError as error:
+        raise JobError(f"{error.filename}: is missing; run the shard stage first (dvc repro)") from None
+    except (ValueError, KeyError) as error:
+        text = str(error.args[0]) if error.args else str(error)
+        raise JobError(text if "params.yaml" in text else f"models.{job.name}: {text}") from None
+    return objective, encoding, shards
+
+
+def splits(job: Job, shards: Shards, world: World) -> tuple[Split, Split]:
+    """Training and validation rows; JobError where there are too few."""
+    try:
+        training, validation = shards.split("train"), shards.split("validation")
+    except ValueError as error:
+        raise JobError(str(error)) from None
+    batch = job.model.train.batch
+    if len(training) < batch:
+        raise JobError(
+            f"models.{job.name}.train.batch: a batch of {batch} rows is more than the {len(training)} rows of the "
+            f"training split of {job.model.corpus!r}; make the batch smaller or the corpus larger"
+        )
+    if not len(validation):
+        raise JobError(f"the validation split of {job.model.corpus!r} is empty; raise corpora.{job.model.corpus}.shard")
+    if batch < world.size:
+        raise JobError(f"models.{job.name}.train.batch: {batch} rows cannot be divided among {world.size} processes")
+    return training, validation
+
+
+def train(
+    job: Job,
+    world: World,
+    signals: Signals,
+    objective: Objective,
+    encoding: Encoding,
+    shards: Shards,
+    tracker: Tracker | None,
+) -> tuple[State, dict[str, float]]:
+    """The training loop. Returns the final state and the last evaluation."""
+    settings = job.model.train
+    training, validation = splits(job, shards, world)
+    objective.to(world.device).train()
+    learner = prepared_learner(job, world, objective, training)
+    optimizer = Optimizer(objective, settings)
+    state = resume(job, objective, optimizer, world)
+    batches, evaluation = Batches(training, settings, world), Evaluation(learner, shards, validation)
+    writer = checkpoint.Writer(job.checkpoints)
+    rate_name, per_row = ("tokens", encoding.length) if encoding.modality == "text" else ("samples", 1)
+    progress = Progress(job.name, settings.steps, state.step, rate_name) if tracker else None
+    last_checkpoint = time.monotonic()
+    try:
+        while state.step < settings.steps:
+            step, started = state.step, time.perf_counter()
+            rows, numbers = batches.take(step)
+            batch = learner.prepare(rows, keyed.keys(settings.seed, step, numbers))
+            due = time.monotonic() - last_checkpoint >= job.compute.checkpoint_seconds and step > 0
+            asked = torch.tensor([signals.stop is not None, signals.checkpoint or due], device=world.device)
+            count, stop, write = world.sum(torch.cat([objective.count(batch).double().view(1), asked.double()]))
+            if stop or write:
+                last_checkpoint, signals.checkpoint = time.monotonic(), False
+                if world.rank == 0:
+                    writer.save(snapshot(state, objective, optimizer))
+                if stop:
+                    writer.wait()
+                    raise Stopped
+
+            means = learner.gradient(step, batch, count, settings.batch).means(world)
+            norm = clip(objective, settings.clip)
+            if math.isfinite(means.loss) and math.isfinite(norm):
+                learning_rate = optimizer.step(step)
+                state.skipped = 0
+            else:
+                learning_rate = 0.0
+                state.skipped += 1
+                check_patience(job, step, state.skipped, means.loss)
+            optimizer.zero_grad()
+
+            state.step += 1
+            seconds = time.perf_counter() - started
+            state.seconds += seconds
+            state.losses.append(means.loss)
+            rate = settings.batch * per_row / seconds
+            values = {
+                "loss": means.loss,
+                "learning_rate": learning_rate,
+                "gradient_norm": norm,
+                f"{rate_name}_per_second": rate,
+                **{f"training_{name}": value for name, value in means.metrics.items()},
+            }
+            if tracker is not None and progress is not None:
+                tracker.metrics(state.step, finite(values))
+                progress.step(state.step, means.loss, rate)
+            if state.step % settings.evaluate_every == 0 or state.step == settings.steps:
+                evaluate(state, objective, evaluation, tracker, progress)
+    finally:
+        batches.close()
+        writer.wait()
+    return state, state.evaluations.get(settings.steps, {})
+
+
+def prepared_learner(job: Job, world: World, objective: Objective, training: Split) -> Learner:
+    """The objective made ready for this hardware: precision, compilation, micro-batch, batch normalisation."""
+    compute, gpu = job.compute, world.device.type == "cuda"
+    if not gpu:
+        # Byte-identical reruns; uninitialised memory need not be filled, as nothing here reads it.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+    torch.set_float32_matmul_precision("high" if gpu else "highest")
+    automatic = gpu and torch.cuda.is_bf16_supported()
+    bfloat16 = automatic if compute.precision == "auto" else compute.precision == "bfloat16"
+    compiled = gpu if compute.compile == "auto" else compute.compile
+    learner = Learner(objective, world, job.model.train, bfloat16, compiled)
+    if compute.micro_batch == "auto":
+        settings = job.model.train
+        rows, numbers = Batches(training, settings, world).read(0)
+        batch = learner.prepare(on(world, rows), keyed.keys(settings.seed, 0, numbers.to(world.device)))
+        learner.micro_batch = learner.fit(batch, settings.batch)
+    else:
+        learner.micro_batch = compute.micro_batch
+    if has_batch_norm(objective) and job.model.train.batch % world.size:
+        raise JobError(
+            f"models.{job.name}.train.batch: with batch normalisation {job.model.train.batch} rows must divide evenly "
+            f"among {world.size} processes"
+        )
+    synchronise(objective, world)
+    return learner
+
+
+def clip(objective: nn.Module, largest: float) -> float:
+    """Scale the gradients to a global norm of at most `largest` (0: leave them); returns the norm before."""
+    parameters = [p for p in objective.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if largest:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return float(norm)
+
+
+def check_patience(job: Job, step: int, skipped: int, loss: float) -> None:
+    """JobError after `PATIENCE` useless steps in a row."""
+    if skipped < PATIENCE:
+        return
+    what = "gradient" if math.isfinite(loss) else "loss"
+    raise JobError(
+        f"{job.name}: the {what} has not been finite for {skipped} steps up to step {step + 1}; lower "
+        f"models.{job.name}.train.learning_rate"
+    )
+
+
+def evaluate(
+    state: State,
+    objective: Objective,
+    evaluation: Evaluation,
+    tracker: Tracker | None,
+    progress: Progress | None,
+) -> None:
+    """Measure the model as it is after `state.step` steps; the first process also watches the features."""
+    objective.eval()
+    means = evaluation.loss()
+    found = {"validation_loss": means.loss, **means.metrics}
+    if tracker is not None and progress is not None:
+        found.update(evaluation.watch())
+        examples = evaluation.examples()
+        found.update(examples.metrics)
+        tracker.metrics(state.step, finite(found), evaluation=True)
+        tracker.examples(state.step, examples)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        progress.say(f"step {state.step}: {shown}")
+    state.evaluations[state.step] = finite(found)
+    objective.train()
+
+
+def finite(values: dict[str, float]) -> dict[str, float]:
+    """Without NaN and infinity, which neither JSON nor a chart can hold."""
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def snapshot(state: State, objective: nn.Module, optimizer: Optimizer) -> checkpoint.Checkpoint:
+    """Everything that a resumed job needs."""
+    tensors = {f"model/{name}": value for name, value in objective.state_dict().items()}
+    tensors |= {f"optimizer/{name}": value for name, value in optimizer.state().items()}
+    tensors["losses"] = checkpoint.history(state.losses)
+    evaluations = {str(step): values for step, values in state.evaluations.items()}
+    meta = {"seconds": state.seconds, "skipped": state.skipped, "evaluations": evaluations}
+    return checkpoint.Checkpoint(state.step, tensors, meta)
+
+
+def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World) -> State:
+    """The state of the newest whole checkpoint, put into model and optimizer; a fresh one where there is none."""
+    found, damaged = checkpoint.load(job.checkpoints) if world.rank == 0 else (None, [])
+    for sentence in damaged:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    step = world.sum(torch.tensor(found.step if found else 0, device=world.device))
+    if not int(step):
+        return State()
+    if found is None:  # the first process has dropped what was damaged: all read the same one
+        found, _ = checkpoint.load(job.checkpoints)
+    if found is None or found.step != int(step):
+        raise JobError(f"{job.checkpoints}: every process must see the same checkpoints; use a shared folder")
+
+    def under(prefix: str) -> dict[str, Any]:
+        return {n.removeprefix(prefix): v for n, v in found.tensors.items() if n.startswith(prefix)}
+
+    objective.load_state_dict(under("model/"))
+    optimizer.load(under("optimizer/"))
+    if world.rank == 0:
+        print(f"{job.name}: resumed at step {found.step} of {job.model.train.steps}", flush=True)
+    evaluations = {int(step): values for step, values in found.meta["evaluations"].items()}
+    return State(
+        found.step, found.meta["seconds"], found.meta["skipped"], found.tensors["losses"].tolist(), evaluations
+    )
+
+
+def write_model(job: Job, objective: Objective, encoding: Encoding, state: State) -> None:
+    """Write `model/`, whole or not at all."""
+    folder, partial = job.output / "model", job.output / ".model.partial"
+    job.output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    artifact.save(objective, job.model, encoding, partial, step=state.step)
+    for path in sorted(partial.rglob("*")):
+        checkpoint.sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    checkpoint.sync(job.output)
+
+
+def write_facts(
+    job: Job,
+    state: State,
+    sizes: dict[str, int],
+    evaluation: dict[str, float],
+    run_facts: dict[str, str | None],
+) -> None:
+    """Write `metrics.json`, `loss.csv` and `run.json`."""
+    settings = job.model.train
+    tail = state.losses[-max(1, settings.steps // 20) :]
+    metrics = {
+        "seconds": round(state.seconds, 2),
+        "samples_per_second": round(settings.batch * state.step / max(state.seconds, 1e-9), 2),
+        "loss": sum(tail) / len(tail),
+        **evaluation,
+    }
+    write_text(job.output / "metrics.json", json.dumps(sizes | finite(metrics), indent=1) + "\n")
+    write_text(job.output / "loss.csv", curve(state))
+    write_text(job.output / RUN, json.dumps(run_facts, indent=1) + "\n")
+
+
+def curve(state: State) -> str:
+    """`step,loss,validation_loss` as CSV: losses averaged over windows, so that a month's curve stays a picture."""
+    window = math.ceil(len(state.losses) / CURVE)
+    ends = [*range(window, len(state.losses), window), len(state.losses)]
+    lines = ["step,loss,validation_loss"]
+    before = 0
+    for end in ends:
+        part = state.losses[before:end]
+        found = [values["validation_loss"] for step, values in state.evaluations.items() if before < step <= end]
+        lines.append(f"{end},{sum(part) / len(part):.6g},{f'{found[-1]:.6g}' if found else ''}")
+        before = end
+    return "\n".join(lines) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    checkpoint.sync(partial)
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

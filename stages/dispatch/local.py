@@ -1,0 +1,169 @@
+"""Training on this machine: one process, or several under `torchrun --standalone`, one per GPU.
+
+The job is a process group of its own that dies with the stage, even by `kill -9`. GPUs are leased through file locks
+that the kernel frees when their holder ends, so two stages never share one, whoever started them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from ssl_models.lifetime import die_with_parent
+from stages.params import COMPUTE, Compute, Local, UserError
+
+LOCKS = Path(tempfile.gettempdir()) / "pretext-gpus"
+"""Shared by every user of the machine."""
+GRACE = 10.0
+"""Seconds a cancelled job has to finish its step and write a checkpoint."""
+POLL = 1.0
+
+
+@dataclass
+class Lease:
+    """GPUs that are this stage's until it ends."""
+
+    gpus: list[str] = field(default_factory=list)
+    _held: list[IO[str]] = field(default_factory=list)
+
+    def take(self, gpu: str) -> bool:
+        """Lock one GPU; False where another stage holds it."""
+        LOCKS.mkdir(mode=0o777, exist_ok=True)
+        with contextlib.suppress(PermissionError):
+            LOCKS.chmod(0o777)
+        descriptor = os.open(LOCKS / f"{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.fdopen(descriptor, "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self.gpus.append(gpu)
+        self._held.append(file)
+        return True
+
+    def free(self) -> None:
+        """Give every GPU back."""
+        for file in self._held:
+            file.close()
+        self.gpus, self._held = [], []
+
+
+def gpus() -> list[str]:
+    """UUIDs of the GPUs this process may use, asked without torch."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = subprocess.run(
+        [program, "--query-gpu=index,uuid", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        return []
+    found = dict(line.split(", ", 1) for line in asked.stdout.splitlines() if ", " in line)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return list(found.values())
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return [found.get(name, name) for name in names if name != "-1"]
+
+
+def lease(available: list[str], count: int) -> Lease:
+    """`count` of the GPUs, waiting until so many are free. All or none are held: two stages cannot block each other."""
+    said = False
+    while True:
+        taken = Lease()
+        for gpu in available:
+            if len(taken.gpus) < count:
+                taken.take(gpu)
+        if len(taken.gpus) == count:
+            return taken
+        taken.free()
+        if not said:
+            print(f"waiting for {count} of {len(available)} GPUs: other stages hold them", flush=True)
+            said = True
+        time.sleep(POLL)
+
+
+def plan(local: Local, available: int) -> tuple[int, int, bool]:
+    """Processes, CPU threads of each, and whether they run on GPUs."""
+    cores = len(os.sched_getaffinity(0))
+    if local.processes == "auto":
+        processes = max(1, available)
+    else:
+        processes = local.processes
+        if available and processes > available:
+            raise UserError(
+                f"{COMPUTE}: local.processes: {processes} is more than the {available} GPUs of this machine"
+            )
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    usual = int(given) if given.isdigit() and int(given) else max(1, cores // processes)
+    return processes, usual if local.threads == "auto" else local.threads, available > 0
+
+
+class Running:
+    """The job's process group."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], held: Lease) -> None:
+        self._held = held
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=functools.partial(die_with_parent, parent=os.getpid()),
+        )
+
+    def follow(self) -> None:
+        """The job writes to this process's own output; waiting for it is all there is to do."""
+        self._process.wait()
+
+    def wait(self) -> int:
+        """The job's exit status; -9 becomes 137, as in a shell."""
+        status = self._process.wait()
+        self._end()
+        return status if status >= 0 else 128 - status
+
+    def cancel(self) -> None:
+        """SIGTERM to the group, and SIGKILL to what is left of it after `GRACE` seconds."""
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        self._end()
+        self._process.wait()
+
+    def _end(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._held.free()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+def submit(job: Path, compute: Compute) -> Running:
+    """Start the job here, on leased GPUs where the machine has any."""
+    available = gpus()
+    processes, threads, on_gpu = plan(compute.local, len(available))
+    held = lease(available, processes) if on_gpu else Lease()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve their neighbours on a shared machine
+    if on_gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(held.gpus)
+    train = ["-m", "ssl_models.train", str(job)]
+    alone = [sys.executable, *train]
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *train]
+    try:
+        return Running(alone if processes == 1 else several, environment, held)
+    except BaseException:
+        held.free()
+        raise
