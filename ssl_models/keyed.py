@@ -7,6 +7,8 @@ processes, or splits into micro-batches without changing a single mask. Draws co
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,9 @@ def uniform(key: Tensor, count: int, stream: int) -> Tensor:
     return (bits(key, count, stream) >> 8).to(torch.float32) * 2.0**-24
 
 
-def integers(key: Tensor, count: int, high: int, stream: int) -> Tensor:
-    """Int64 `[batch, count]`, uniform on 0..high-1 (bias below high / 2**32)."""
+def integers(key: Tensor, count: int, high: int | Tensor, stream: int) -> Tensor:
+    """Int64 `[batch, count]`, uniform on 0..high-1 (bias below high / 2**32); `high` may be one per sample, `[batch,
+    1]`."""
     return (bits(key, count, stream) * high) >> 32
 
 
@@ -59,3 +62,17 @@ def normal(key: Tensor, count: int, stream: int) -> Tensor:
     angle = 2.0 * torch.pi * draws[:, pairs:]
     both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
     return both[:, :count].to(torch.float32)
+
+
+def poisson(key: Tensor, count: int, rate: float, stream: int) -> Tensor:
+    """Int64 `[batch, count]`, Poisson of mean `rate` (0 < rate <= 100), by inversion of the distribution function."""
+    if not 0 < rate <= 100:
+        raise ValueError(f"a Poisson rate must lie above 0 and not above 100, not {rate}")
+    largest = math.ceil(rate + 12 * math.sqrt(rate) + 12)
+    at_most, cumulative, probability = [], 0.0, math.exp(-rate)
+    for value in range(largest):
+        cumulative += probability
+        at_most.append(cumulative)
+        probability *= rate / (value + 1)
+    draws = (bits(key, count, stream).to(torch.float64) + 0.5) * 2.0**-32
+    return torch.bucketize(draws, torch.tensor(at_most, dtype=torch.float64, device=key.device), right=True)

@@ -1,0 +1,106 @@
+"""Cross-entropy of a linear head whose logits are never held whole.
+
+A vocabulary of 50,257 makes the logits the largest tensor of a language model by far. So the loss is computed over
+chunks of positions, and each chunk's gradient in the same pass, while its logits are at hand (as in Liger, Hsu et al.
+2024, arXiv:2410.10989): two matrices of gradients remain, and the backward pass only scales them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+IGNORE = -100
+"""A target that is not predicted."""
+CHUNK = {"cpu": 2**21, "cuda": 2**28}
+"""Logits computed at once: on a CPU so few that caches hold them, on a GPU so many that its matrix units are filled."""
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Positions per chunk."""
+    return max(64, CHUNK.get(device.type, CHUNK["cuda"]) // vocabulary)
+
+
+def _chunks(hidden: Tensor, targets: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of positions, with their targets."""
+    rows = chunk_rows(len(weight), hidden.device)
+    for start in range(0, len(hidden), rows):
+        here = slice(start, start + rows)
+        yield here, targets[here]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Summed loss; gradients are made chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        """Float32 scalar from hidden `[positions, width]`, weight `[vocabulary, width]`, targets `[positions]`."""
+        matrix = weight.to(hidden.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        toward_hidden, toward_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        toward_bias = None if bias is None else torch.zeros_like(bias)
+        for here, wanted in _chunks(hidden, targets, weight):
+            logits = (hidden[here] @ matrix.T).float()
+            if bias is not None:
+                logits += bias
+            counted = wanted != IGNORE
+            index = wanted.clamp(min=0)[:, None]
+            normaliser = logits.logsumexp(1, keepdim=True)
+            total += ((normaliser - logits.gather(1, index)).squeeze(1) * counted).sum()
+            gradient = logits.sub_(normaliser).exp_()
+            gradient.scatter_add_(1, index, torch.full_like(normaliser, -1.0)).mul_(counted[:, None])
+            if toward_bias is not None:
+                toward_bias += gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
+            toward_hidden[here] = gradient @ matrix
+            if matrix is weight:
+                toward_weight.addmm_(gradient.T, hidden[here])
+            else:
+                toward_weight += gradient.T @ hidden[here]
+        ctx.save_for_backward(toward_hidden, toward_weight, toward_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the forward pass, times `upstream`."""
+        scaled = (None if made is None else made * upstream.to(made.dtype) for made in ctx.saved_tensors)
+        return (*scaled, None)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Sum over positions of the cross-entropy of `hidden @ weight.T + bias`: a float32 scalar.
+
+    `hidden` `[..., width]`, `weight` `[vocabulary, width]`, `bias` `[vocabulary]`, `targets` int64 `[...]`, where
+    `IGNORE` is not predicted. Equal to `F.cross_entropy(..., reduction="sum")`, which it calls where all logits are
+    one chunk.
+    """
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    if len(hidden) <= chunk_rows(len(weight), hidden.device):
+        logits = F.linear(hidden, weight, bias).float()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    if torch.is_grad_enabled():
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss: Tensor = _ChunkedLoss.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+        return loss
+    return evaluate(hidden, weight, bias, targets)[0]
+
+
+@torch.no_grad()
+def evaluate(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of `linear_cross_entropy`, and how many targets are the likeliest: two float32 scalars, no gradient."""
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    loss = torch.zeros((), device=hidden.device)
+    correct = torch.zeros((), device=hidden.device)
+    for here, wanted in _chunks(hidden, targets, weight):
+        logits = F.linear(hidden[here], weight, bias).float()
+        loss += F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
+        correct += (logits.argmax(1) == wanted).sum()
+    return loss, correct

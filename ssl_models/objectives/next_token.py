@@ -1,0 +1,110 @@
+"""Next token: each token from those before it, at every position of a row (GPT-2, Radford et al. 2019; LLaMA, Touvron
+et al. 2023, arXiv:2302.13971).
+
+A row `t` gives inputs `t[:-1]` and targets `t[1:]`. With document masking, attention and positions begin anew with
+every document of a packed row, and `eos` is where it begins: as a target it belongs to the document it ends, but as
+an input to the next one, whose first token is thus predicted from `eos` alone, just as a text is generated from
+scratch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ssl_models.config import Backbone
+from ssl_models.cross_entropy import IGNORE, evaluate, linear_cross_entropy
+from ssl_models.encoding import Encoding
+from ssl_models.objectives import Batch, Examples, Options, Outcome, Rows
+from ssl_models.text import TextObjective, compared, content, shifted
+
+_PROMPT, _SAMPLE = 16, 96
+"""Tokens of the prompt, and of the prompt with its continuation, shown to a reviewer."""
+_TEMPERATURE, _LIKELIEST = 0.8, 50
+
+
+class NextTokenOptions(Options):
+    """`models.NAME.task`."""
+
+    document_masking: bool = Field(default=True, description="packed documents do not see one another")
+
+
+class NextToken(TextObjective):
+    """A causal language model."""
+
+    Options = NextTokenOptions
+    options: NextTokenOptions
+
+    def __init__(self, backbone: Backbone, options: NextTokenOptions, encoding: Encoding) -> None:
+        super().__init__(backbone, options, encoding, structure="decoder")
+
+    def prepare(self, rows: Rows, keys: Tensor) -> Batch:
+        """`inputs`, `targets`, `documents`, each `[batch, length - 1]`. Nothing is random."""
+        tokens = rows["tokens"]
+        batch = {
+            "inputs": tokens[:, :-1],
+            "targets": tokens.masked_fill(~content(tokens, self.encoding), IGNORE)[:, 1:],
+        }
+        if self.options.document_masking:
+            batch["documents"] = (batch["inputs"] == self.encoding.eos).long().cumsum(1)
+        return batch
+
+    def forward(self, batch: Batch) -> Outcome:
+        """Cross-entropy of the next token; bits per byte of the targets' text (`eos` costs bits and has no bytes)."""
+        targets, model = batch["targets"], self.transformer
+        hidden = model.readout(model.decode(batch["inputs"], documents=batch.get("documents")))
+        sums = {}
+        if self.training:
+            loss = linear_cross_entropy(hidden, model.head_weight, model.head_bias, targets)
+        else:
+            loss, correct = evaluate(hidden, model.head_weight, model.head_bias, targets)
+            sums["accuracy"] = (correct, self.count(batch))
+        if self.vocabulary.known:
+            lengths = self.vocabulary.lengths[targets.clamp(min=0)] * (targets != IGNORE)
+            sums["bits_per_byte"] = (loss.detach() / math.log(2), lengths.sum())
+        return Outcome(loss, sums)
+
+    def features(self, rows: Rows) -> dict[str, Tensor]:
+        """`last`: of the last token; `mean` and `layerN.mean`: over the tokens.
+
+        A document is read as in training, from an `eos` before it, which takes the place of a full row's last token.
+        """
+        tokens = rows["tokens"]
+        inputs = shifted(tokens, self.encoding.eos)
+        counted = shifted(content(tokens, self.encoding) & (tokens != self.encoding.eos), False)
+        trace: list[Tensor] = []
+        hidden = self.transformer.decode(inputs, trace=trace)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        last = (counted * index).amax(1)
+        return {
+            "last": hidden[torch.arange(len(tokens), device=tokens.device), last].float(),
+            **self.layer_means(trace, counted),
+        }
+
+    @torch.no_grad()
+    def examples(self, rows: Rows, keys: Tensor) -> Examples:
+        """A continuation of the first validation row's beginning, the same prompt and the same draws each time."""
+        model, eos = self.transformer, self.encoding.eos
+        size = min(_SAMPLE, model.architecture.context)
+        start = rows["tokens"][:1, : min(_PROMPT, size // 2)]
+        tokens = torch.cat([torch.full_like(start[:, :1], eos), start], dim=1)
+        cache, generator = model.cache(size), torch.Generator().manual_seed(0)
+        hidden = model.decode(tokens, cache=cache)
+        while tokens.shape[1] < size:
+            logits = model.logits(hidden[:, -1]).float().cpu()[:, : self.encoding.vocabulary] / _TEMPERATURE
+            likeliest, ids = logits.topk(min(_LIKELIEST, logits.shape[1]))
+            drawn = ids.gather(1, torch.multinomial(likeliest.softmax(1), 1, generator=generator)).to(tokens.device)
+            tokens = torch.cat([tokens, drawn], dim=1)
+            if int(drawn) == eos:
+                break
+            hidden = model.decode(drawn, cache=cache)
+        decode = self.vocabulary.decode
+        end = 1 + start.shape[1]
+        entries = {"prompt": decode(tokens[0, 1:end].tolist()), "continuation": decode(tokens[0, end:].tolist())}
+        return Examples(texts={"sample": compared("Generated", entries)})
+
+
+OBJECTIVE = NextToken
