@@ -25,7 +25,8 @@ ssl_models.objectives.__path__.append({str(TOYS)!r})
 from ssl_models.train import main
 sys.exit(main())
 """
-VOCABULARY = 40
+ORDINARY = 40  # pad, eos, and words
+VOCABULARY = 60
 LENGTH = 12
 
 
@@ -41,7 +42,7 @@ def text_shards(folder: Path, rows: dict[str, int] | None = None, labels: int = 
     splits = {}
     for name, count in counts.items():
         steps = generator.integers(1, 4, size=(count, LENGTH)).cumsum(1) + generator.integers(0, 30, size=(count, 1))
-        tokens = (steps % (VOCABULARY - 2) + 2).astype(np.uint16)
+        tokens = (steps % (ORDINARY - 2) + 2).astype(np.uint16)
         arrays = {"tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), LENGTH)}
         if name == "probe":
             arrays["label"] = pa.array(np.arange(count) % labels, pa.int32())
@@ -61,7 +62,10 @@ def text_shards(folder: Path, rows: dict[str, int] | None = None, labels: int = 
         modality="text", columns=columns, splits=splits, labels=tuple(f"class{n}" for n in range(labels)), length=LENGTH
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
-    Encoding(modality="text", length=LENGTH, vocabulary=VOCABULARY, eos=1, special=(0, 1)).save(folder / "encoding")
+    Encoding(
+        modality="text", length=LENGTH, vocabulary=VOCABULARY, pad=0, eos=1, bos=40, mask=41, cls=42, sep=43,
+        sentinels=tuple(range(59, 43, -1)), special=(0, 1, *range(40, 60)),
+    ).save(folder / "encoding")  # fmt: skip
     return folder
 
 

@@ -1,0 +1,61 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from ssl_models.parallel import GlobalBatchNorm, World, bounds, has_batch_norm
+from tests.ssl_models import corpora, gradient_cases
+
+
+@given(st.integers(0, 1000), st.integers(1, 16))
+def test_slices_cover_the_batch_in_order_and_differ_by_one_row_at_most(rows: int, size: int) -> None:
+    slices = [bounds(rows, rank, size) for rank in range(size)]
+    assert [row for start, end in slices for row in range(start, end)] == list(range(rows))
+    lengths = [end - start for start, end in slices]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def start(rank: int, port: int, shards: Path, out: Path) -> "subprocess.Popen[str]":
+    several = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.ssl_models.gradient_cases", str(shards), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in several.items()}},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one_for_every_objective(tmp_path: Path) -> None:
+    shards = corpora.text_shards(tmp_path / "shards")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(rank, port, shards, tmp_path) for rank in (0, 1)]
+    try:
+        for process in processes:
+            _, error = process.communicate(timeout=200)
+            assert process.returncode == 0, error
+    finally:
+        for process in processes:
+            process.kill()
+    for case in gradient_cases.cases():
+        whole = gradient_cases.gradients(case, shards, World(), 8)
+        for micro_batch in (8,) if "norm" in case else (8, 2):
+            first, second = (load_file(tmp_path / f"{case}-{micro_batch}-{rank}") for rank in (0, 1))
+            torch.testing.assert_close(first, second, rtol=0, atol=0)
+            torch.testing.assert_close(first, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_global_batch_norm_has_the_state_of_the_one_it_replaces() -> None:
+    assert set(GlobalBatchNorm(4).state_dict()) == set(nn.BatchNorm2d(4).state_dict())
+    assert has_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    assert not has_batch_norm(nn.Linear(2, 2))
