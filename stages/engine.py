@@ -93,7 +93,7 @@ class _Worker:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         context: ForkServerContext = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([_home(function)])
+        context.set_forkserver_preload([name for name in sys.modules if name.startswith("stages.")])
         self.connection, far_end = context.Pipe()
         self.process: ForkServerProcess = context.Process(target=_serve, args=(far_end, function), daemon=True)
         with _environment(ONE_THREAD):
@@ -132,13 +132,6 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.join(5)
-
-
-def _home(function: Callable[..., Any]) -> str:
-    """The module that workers import before they are forked, so that each need not do it again."""
-    module = str(getattr(getattr(function, "func", function), "__module__", "stages"))
-    spec = sys.modules[module].__spec__ if module == "__main__" else None  # `python -m stages.ingest`
-    return spec.name if spec is not None else module
 
 
 @contextmanager

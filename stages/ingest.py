@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from stages import engine, params, tables
 from stages.params import UserError
-from stages.readers import Options, Partition, Record, Reject, excerpt
+from stages.readers import Options, Partition, Record, Reject, excerpt, too_long
 
 Check = Callable[[Record], str | None]
 """A modality's reason to reject a record, or None."""
@@ -131,12 +131,14 @@ def _size(record: Record) -> int:
 
 def _refusal(record: Record, check: Check, limit: int) -> Reject | None:
     """The Reject that `record` becomes, or None where it is good."""
+    payload = next(iter(record.payload.values()))
     reason = check(record)
     if reason is None and not all(_is_unicode(name) for name in (record.label, record.group) if name is not None):
         reason = "label or group is not valid Unicode (a lone surrogate)"
-    if reason is None and (size := _size(record)) > limit:
-        reason = f"document is longer than max_document_bytes ({size} bytes, not {limit})"
-    return None if reason is None else Reject(record.source, reason, excerpt(next(iter(record.payload.values()))))
+    if reason is not None:
+        return Reject(record.source, reason, excerpt(payload))
+    size = _size(record)
+    return too_long(record.source, size, limit, payload) if size > limit else None
 
 
 def _is_unicode(text: str) -> bool:

@@ -70,6 +70,17 @@ ERRORS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
 """What decompressors raise for damaged data."""
 
 
+def ascii_superset(encoding: str) -> str:
+    """`encoding`; ValueError where Python does not know it, or its line ends are not those of ASCII (UTF-16)."""
+    try:
+        known = "a\n".encode(encoding) == b"a\n"
+    except (LookupError, UnicodeError):
+        raise ValueError(f"there is no text encoding {encoding!r}") from None
+    if not known:
+        raise ValueError(f"{encoding} is not supported: convert the files to UTF-8 first (iconv)")
+    return encoding
+
+
 # ---- listing ----------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,8 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class File:
-    """A file of a source: `path` as the user would find it (a URL where it is remote), `size` in bytes."""
+    """A file of a source, or a piece of one: `path` as the user would find it (a URL where it is remote), `size` in
+    bytes."""
 
     path: str
     size: int
@@ -54,7 +55,7 @@ class Partition:
 
     @property
     def size(self) -> int:
-        """Bytes of the source in this partition; 0 where it holds row groups after a file's first ones."""
+        """Bytes of the source in this partition: a piece of a file counts its own bytes only."""
         return sum(file.size for file in self.files)
 
 
@@ -83,6 +84,11 @@ def excerpt(content: str | bytes) -> str:
     if isinstance(content, str):
         content = content[:EXCERPT].encode("utf-8", "surrogatepass")
     return content[: 4 * EXCERPT].decode("utf-8", "backslashreplace")[:EXCERPT]
+
+
+def too_long(source: str, size: int, limit: int, head: str | bytes) -> Reject:
+    """The Reject of a document of `size` bytes where `max_document_bytes` is `limit`."""
+    return Reject(source, f"document is longer than max_document_bytes ({size} bytes, not {limit})", excerpt(head))
 
 
 def kind(value: object) -> str:

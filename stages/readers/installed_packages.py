@@ -30,9 +30,9 @@ SOURCE_BYTES = 2 * 2**20
 PLACEHOLDER = "function"
 """Stands for a function's own name where the label is taken from it."""
 VERBS = frozenset(
-    {"get", "set", "is", "has", "add", "remove", "create", "make", "build", "parse", "read", "write", "load"}
+    "add build check create from get is load parse read resolve run set to update validate".split()  # noqa: SIM905
 )
-"""Verbs that begin the names of many functions."""
+"""Verbs that begin the names of many functions, in many packages."""
 
 
 class Options(readers.Options):
@@ -89,9 +89,14 @@ def _python_files(package: str, version: str, lock: str) -> list[File]:
 
 
 @functools.cache
+def _distribution(package: str) -> metadata.Distribution:
+    return metadata.distribution(package)
+
+
+@functools.cache
 def _hashes(package: str) -> dict[str, str]:
     """What RECORD says: path to urlsafe base64 of sha256."""
-    files = metadata.distribution(package).files or ()
+    files = _distribution(package).files or ()
     return {path.as_posix(): path.hash.value for path in files if path.hash and path.hash.mode == "sha256"}
 
 
@@ -101,7 +106,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         pin, _, path = file.path.partition("/")
         package = pin.partition("==")[0]
         try:
-            content = Path(str(metadata.distribution(package).locate_file(path))).read_bytes()
+            content = Path(str(_distribution(package).locate_file(path))).read_bytes()
         except OSError as error:
             yield Reject(file.path, f"cannot be read ({error.strerror})")
             continue
@@ -119,8 +124,9 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         except (SyntaxError, ValueError, RecursionError):
             yield Reject(file.path, "not valid Python")
             continue
+        lines = text.split("\n")
         for function in _functions(tree):
-            document = _text(function, text.split("\n"))
+            document = _text(function, lines)
             if not options.min_bytes <= len(document.encode()) <= options.max_bytes:
                 continue
             label: str | None = package
