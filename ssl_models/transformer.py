@@ -451,19 +451,20 @@ class Positions(nn.Module):
 
 
 class HeadTransform(nn.Module):
-    """BERT's dense layer, GELU and norm between the encoder and the head."""
+    """BERT's dense layer, activation and norm between the encoder and the head."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.dense = nn.Linear(architecture.width, architecture.width, bias=architecture.biases)
         self.norm = norm(architecture)
+        self.activation = ACTIVATIONS[architecture.mlp]
         nn.init.normal_(self.dense.weight, std=architecture.init_std)
         if self.dense.bias is not None:
             nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to the same shape."""
-        out: Tensor = self.norm(functional.gelu(self.dense(x)))
+        out: Tensor = self.norm(self.activation(self.dense(x)))
         return out
 
 

@@ -1,0 +1,235 @@
+"""Hugging Face both ways: our weights and configuration in its terms, and its folders read here.
+
+Needs no `transformers`: a folder is `config.json`, `model.safetensors` (also in shards) and the tokenizer's files. Each
+architecture is one module with its names as data (`mapping.Correspondence`). What has no equal on the other side is
+refused in one sentence, never translated approximately.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ssl_models.config import Backbone
+from ssl_models.encoding import Encoding
+from ssl_models.huggingface import bart, bert, gpt2, llama, t5
+from ssl_models.huggingface.mapping import Config, Correspondence, State, matching, rename_from, rename_to
+from ssl_models.huggingface.tokenizer import save_tokenizer
+from ssl_models.presets import Architecture, resolve
+from ssl_models.transformer import Transformer
+
+CORRESPONDENCES: dict[str, Correspondence] = {
+    module.CORRESPONDENCE.model_type: module.CORRESPONDENCE for module in (gpt2, llama, bert, t5, bart)
+}
+WEIGHTS, INDEX, CONFIG, GENERATION = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+)
+_LEARNING = {"init", "init_std", "embedding_std", "depth_scaled", "dropout"}
+"""Fields that decide how a model learns, not what it computes."""
+_TABLED = {"learned"}
+"""Positions of which a model has a fixed number."""
+
+
+def _correspondence(architecture: Architecture) -> Correspondence:
+    if architecture.preset not in CORRESPONDENCES:
+        raise ValueError(f"preset: Hugging Face has no equal of {architecture.preset!r} that is known here")
+    return CORRESPONDENCES[architecture.preset]
+
+
+def _architecture(config: Config, *, tied: bool) -> Architecture:
+    """What `config.json` describes; ValueError beginning with the key for what is not supported here."""
+    kind = config.get("model_type")
+    if kind not in CORRESPONDENCES:
+        raise ValueError(f"model_type: {kind!r} is not supported here (supported: {', '.join(CORRESPONDENCES)})")
+    fields = {**CORRESPONDENCES[kind].fields(config), "tied": tied}
+    return resolve(Backbone.model_validate({"preset": kind, **fields}))
+
+
+def hugging_face_config(architecture: Architecture, encoding: Encoding) -> Config:
+    """`config.json` of a model on the corpus of `encoding`; ValueError where Hugging Face has no such architecture."""
+    correspondence = _correspondence(architecture)
+    config = {
+        "model_type": correspondence.model_type,
+        "architectures": [correspondence.model_class],
+        "dtype": "float32",
+        "tie_word_embeddings": architecture.tied,
+        "pad_token_id": encoding.pad,
+        "bos_token_id": encoding.bos,
+        "eos_token_id": encoding.eos,
+        **correspondence.config(architecture, encoding),
+    }
+    described = _architecture(config, tied=architecture.tied)
+    for field in sorted(set(Architecture.model_fields) - _LEARNING):
+        here, there = getattr(architecture, field), getattr(described, field)
+        if here != there:
+            raise ValueError(f"{field}: Hugging Face's {correspondence.model_type} has {there!r}, this model {here!r}")
+    return config
+
+
+def fits(architecture: Architecture) -> bool:
+    """Whether Hugging Face has an architecture that computes the same."""
+    try:
+        hugging_face_config(architecture, Encoding(modality="text"))
+    except ValueError:
+        return False
+    return True
+
+
+def state_to_hugging_face(state: State, architecture: Architecture) -> State:
+    """The `state_dict` of a `Transformer` under Hugging Face's names, on the CPU, contiguous, no two sharing memory."""
+    correspondence = _correspondence(architecture)
+    renamed = rename_to(state, correspondence.table(architecture), architecture)
+    released = correspondence.release(renamed, architecture)
+    return {name: value.detach().cpu().clone().contiguous() for name, value in released.items()}
+
+
+def state_from_hugging_face(state: State, config: Config) -> tuple[Architecture, State]:
+    """The architecture that `config.json` describes, and its `Transformer`'s `state_dict` in float32.
+
+    ValueError for what is not supported, missing, of another shape, or has no place here; weights that belong to heads
+    of other tasks are left out with a warning.
+    """
+    kind = config.get("model_type")
+    if kind not in CORRESPONDENCES:
+        raise ValueError(f"model_type: {kind!r} is not supported here (supported: {', '.join(CORRESPONDENCES)})")
+    c = CORRESPONDENCES[kind]
+    if c.embedding not in state:
+        state = {name if name.startswith(c.head) else c.prefix + name: value for name, value in state.items()}
+    skipped = set(matching(state, c.ignored))
+    left = {name: value.float() for name, value in state.items() if name not in skipped}
+    if c.embedding not in left:
+        raise ValueError(f"lacks the tensor {c.embedding}")
+    head = left.get(c.head)
+    if head is None and not config.get("tie_word_embeddings", c.tied):
+        raise ValueError(f"lacks the tensor {c.head}")
+    tied = head is None or torch.equal(head, left[c.embedding])
+    if tied:
+        left.pop(c.head, None)
+    architecture = _architecture(config, tied=tied)
+    left = c.adopt(left, architecture)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Transformer(architecture).state_dict().items()}
+    ours = rename_from(left, c.table(architecture), architecture, shapes)
+    dropped = matching(left, c.dropped)
+    if dropped:
+        warnings.warn(f"weights with no place here are left out: {', '.join(sorted(dropped))}", stacklevel=2)
+    surplus = sorted(set(left) - set(dropped))
+    if surplus:
+        raise ValueError(f"holds the tensor {surplus[0]}, which a {c.model_class} has not")
+    return architecture, ours
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: is missing, so this is no Hugging Face model folder") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is not a JSON object")
+    return content
+
+
+def _weights(folder: Path) -> State:
+    """All tensors of a folder, from one file or from the shards that its index names."""
+    files = [folder / WEIGHTS]
+    if not files[0].exists():
+        if not (folder / INDEX).exists():
+            raise ValueError(f"{folder}: holds no {WEIGHTS}; other formats are not read: save it as safetensors")
+        index = _json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise ValueError(f"{folder / INDEX}: has no weight_map")
+        files = [folder / Path(name).name for name in sorted(set(index.values()))]
+    state: State = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file}: cannot be read: {error}") from None
+    return state
+
+
+def read(folder: Path) -> tuple[Architecture, State]:
+    """Architecture and `Transformer` weights of a Hugging Face folder; ValueError where it is none."""
+    config = _json(folder / CONFIG)
+    weights = _weights(folder)
+    try:
+        return state_from_hugging_face(weights, config)
+    except ValidationError as error:
+        raise ValueError(f"{folder / CONFIG}: {error.errors()[0]['msg']}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def from_hugging_face(folder: Path) -> Transformer:
+    """The model of a Hugging Face folder, in eval mode on the CPU in float32; ValueError as `read`."""
+    architecture, state = read(folder)
+    with torch.device("meta"):
+        model = Transformer(architecture)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_().eval()
+
+
+def to_hugging_face(model: Transformer, encoding: Encoding, folder: Path) -> None:
+    """Write a folder that `transformers` opens: weights, configuration and, where `encoding` has one, the tokenizer.
+    ValueError where Hugging Face has no such architecture."""
+    config = hugging_face_config(model.architecture, encoding)
+    state = state_to_hugging_face(model.state_dict(), model.architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_config(config, folder)
+    save_tokenizer(encoding, model.architecture.context, folder)
+
+
+def save_config(config: Config, folder: Path) -> None:
+    """Write `config.json` and, for a model that generates, `generation_config.json`."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    if config["model_type"] != "bert":
+        kept = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        generation = {key: config[key] for key in kept if key in config}
+        (folder / GENERATION).write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
+
+
+def complete(backbone: Backbone, folder: Path) -> Backbone:
+    """`backbone` with every size that it leaves open taken from the model in `folder` (`models.NAME.init_from`).
+
+    ValueError, beginning with the key, where it says otherwise than the folder.
+    """
+    architecture, _ = read(folder)
+    if backbone.preset != architecture.preset:
+        raise ValueError(f"preset: {backbone.preset!r} cannot start from {folder}, which holds {architecture.preset!r}")
+    there = architecture.model_dump(exclude=_LEARNING | {"preset"})
+    if architecture.positions not in _TABLED:
+        del there["context"]
+    for key, value in backbone.overrides.items():
+        if key in there and value != there[key]:
+            raise ValueError(f"{key}: is {value!r}, but the model in {folder} has {there[key]!r}: leave it out")
+    return Backbone.model_validate({**backbone.model_dump(), **there})
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Take over the weights of a Hugging Face folder into the one `Transformer` that `model` is or holds.
+
+    ValueError, beginning with the field, where the two differ.
+    """
+    inner = next((module for module in model.modules() if isinstance(module, Transformer)), None)
+    if inner is None:
+        raise ValueError(f"{folder}: this objective has no language model to start from it")
+    architecture, state = read(folder)
+    for field in sorted(set(Architecture.model_fields) - _LEARNING):
+        here, there = getattr(inner.architecture, field), getattr(architecture, field)
+        if here != there and (field != "context" or architecture.positions in _TABLED):
+            raise ValueError(f"{field}: is {here!r}, but the model in {folder} has {there!r}")
+    inner.load_state_dict(state)

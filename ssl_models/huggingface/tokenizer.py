@@ -1,0 +1,58 @@
+"""The tokenizer's files of a Hugging Face folder: `tokenizer.json` as it is, and the names of its special tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ssl_models.encoding import Encoding
+
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+ROLES = ("pad", "bos", "eos", "mask", "cls", "sep")
+
+
+def names(tokenizer: dict[str, Any]) -> dict[int, str]:
+    """Special tokens by id, from the content of `tokenizer.json`."""
+    return {token["id"]: token["content"] for token in tokenizer.get("added_tokens", []) if token.get("special")}
+
+
+def configuration(encoding: Encoding, tokenizer: dict[str, Any], context: int) -> dict[str, Any]:
+    """`tokenizer_config.json`: a generic class, so that `tokenizer.json` alone decides the ids, and special tokens by
+    role. A role that the encoding filled with another's id is left out."""
+    named = names(tokenizer)
+    content: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    taken: set[int] = set()
+    for role in ROLES:
+        number: int = getattr(encoding, role)
+        if number in named and (number not in taken or role in ("bos", "eos")):
+            content[f"{role}_token"] = named[number]
+            taken.add(number)
+    unknown = tokenizer["model"].get("unk_token")
+    index = tokenizer["model"].get("unk_id")
+    if unknown is None and index is not None:
+        unknown = tokenizer["model"]["vocab"][index][0]
+    if unknown is not None:
+        content["unk_token"] = unknown
+    extra = [named[number] for number in encoding.sentinels if number in named]
+    if extra:
+        content["extra_special_tokens"] = extra
+    return content
+
+
+def save_tokenizer(encoding: Encoding, context: int, folder: Path) -> None:
+    """Write the tokenizer's files into `folder`, if the encoding has a tokenizer."""
+    source = encoding.folder / FILE
+    if not source.is_file():
+        return
+    tokenizer = json.loads(source.read_text(encoding="utf-8"))
+    if source.resolve() != (folder / FILE).resolve():
+        shutil.copyfile(source, folder / FILE)
+    text = json.dumps(configuration(encoding, tokenizer, context), indent=1, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
