@@ -4,9 +4,10 @@ The modality sketches every partition (in parallel) and clusters the sketches; o
 order stays, and `duplicates.parquet` says of every other row why it went. Memory holds the sketches, never a payload
 beyond the batch at hand.
 
-`group` passes through unchanged. Since one row of a cluster stays, no cluster can straddle train, validation and
-probe; the groups of the rows that went need not be joined. Joining them would also be harmful: one boilerplate
-file is enough to chain most of a corpus into a single group, which could then not be split at all.
+`group` passes through unchanged. One row of a cluster stays, so no cluster can straddle train, validation and probe,
+and the groups of the rows that went need not be joined. Joining them would do harm: near-duplicates chain files
+that share one function or one licence (a fifth of a corpus of Python packages became a single group when it was
+tried), and a group that large can no longer be split.
 """
 
 from __future__ import annotations

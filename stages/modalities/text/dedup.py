@@ -15,6 +15,7 @@ shingle hashes, since an estimate cut at the threshold would lose half the pairs
 
 from __future__ import annotations
 
+import errno
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from stages.clusters import Clusters, Sketch, compiled, first_of_equals, join, pairs_in_buckets, root, roots
+from stages.params import UserError
 
 BATCH_ROWS = 1024
 DOUBTS = 4.0  # standard errors below the threshold at which an estimate spares the exact Jaccard: loses 3 in 100,000
@@ -150,7 +152,13 @@ def _shingles(text: Any, letters: Any, ngram: int, oldest: Any) -> Any:
     """The set of shingle hashes of one document: sorted uint32 `[shingles]`."""
     hashes = np.empty(len(text) // 2 + 1, np.uint32)
     count = _shingle(text, letters, ngram, oldest, np.zeros(ngram, np.uint64), hashes)
-    return hashes[:count].copy()
+    hashes = np.sort(hashes[:count])
+    distinct = 1
+    for i in range(1, count):
+        if hashes[i] != hashes[i - 1]:
+            hashes[distinct] = hashes[i]
+            distinct += 1
+    return hashes[:distinct]
 
 
 @compiled
@@ -247,7 +255,7 @@ def signatures(column: pa.Array, options: Options) -> NDArray[np.uint32]:
 def shingles(text: str, options: Options) -> NDArray[np.uint32]:
     """The set of 32-bit hashes of a document's shingles, sorted."""
     data = np.frombuffer(text.encode(), np.uint8)
-    return cast(NDArray[np.uint32], np.unique(_shingles(data, _LETTERS, options.ngram, _oldest(options.ngram))))
+    return cast(NDArray[np.uint32], _shingles(data, _LETTERS, options.ngram, _oldest(options.ngram)))
 
 
 def sketch(partition: Path, options: Options) -> Sketch:
@@ -290,12 +298,28 @@ def _spill(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options
             text, bounds = _bytes(batch.column("text"))
             for row in here[np.searchsorted(here, seen) : np.searchsorted(here, seen + len(batch))] - seen:
                 document = text[bounds[row] : bounds[row + 1]]
-                hashes = np.unique(_shingles(document, _LETTERS, options.ngram, oldest))
+                hashes = _shingles(document, _LETTERS, options.ngram, oldest)
                 file.write(hashes.data)
                 lengths.append(len(hashes))
             seen += len(batch)
     file.flush()
     return np.cumsum(np.array(lengths, np.int64))
+
+
+def _verify(
+    rows: NDArray[np.int64], pairs: NDArray[np.int64], sketches: Sequence[Sketch], options: Options
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The first of each row's cluster and the similarity to it, where `pairs` (indices into `rows`) may be alike.
+
+    The sets of shingles may outgrow memory, so they lie in a temporary file, and the system pages them in and out.
+    """
+    parent = np.arange(len(rows))
+    with tempfile.TemporaryFile() as file:
+        offsets = _spill(rows, sketches, options, file)
+        sets = np.memmap(file, np.uint32, "r")
+        _link(pairs, sets, offsets, options.threshold, parent)
+        first = roots(parent)
+        return first, _similarities(first, sets, offsets)
 
 
 def _near(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options) -> Any:
@@ -310,15 +334,12 @@ def _near(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options)
     if not len(pairs):
         return rows, np.ones(len(rows))
     compared, compact = np.unique(pairs, return_inverse=True)
-    parent = np.arange(len(compared))
-    # The sets may outgrow memory, so they lie in a temporary file (in TMPDIR), and the system pages them in and out.
-    with tempfile.TemporaryFile() as file:
-        offsets = _spill(rows[compared], sketches, options, file)
-        sets = np.memmap(file, np.uint32, "r")
-        _link(compact.reshape(-1, 2), sets, offsets, options.threshold, parent)
-        first = roots(parent)
-        similarities = _similarities(first, sets, offsets)
-        del sets
+    try:
+        first, similarities = _verify(rows[compared], compact.reshape(-1, 2), sketches, options)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"{tempfile.gettempdir()} is full: set TMPDIR to a folder with more room") from None
     kept, similarity = rows.copy(), np.ones(len(rows))
     kept[compared] = rows[compared[first]]
     similarity[compared] = similarities

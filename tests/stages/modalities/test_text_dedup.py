@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from stages import tables
 from stages.clusters import Clusters
 from stages.modalities.text import dedup
 from stages.modalities.text.dedup import Options, shingles, signatures
+from stages.params import UserError
 
 SCHEMA = tables.rows_schema([pa.field("text", pa.string())])
 OPTIONS = Options()
@@ -176,6 +178,13 @@ def test_near_false_drops_exact_duplicates_only(tmp_path: Path) -> None:
     a, b = pair(np.random.default_rng(2), 90, 1)
     result = clusters(tmp_path, [a, b, a], options=Options(near=False))
     assert result.kept.tolist() == [0, 1, 0]
+
+
+def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = pair(np.random.default_rng(2), 90, 1)
+    monkeypatch.setattr(dedup.tempfile, "TemporaryFile", functools.partial(Path("/dev/full").open, "w+b"))
+    with pytest.raises(UserError, match="set TMPDIR"):
+        clusters(tmp_path, [a, b])
 
 
 def test_empty_partitions_and_no_partitions_are_fine(tmp_path: Path) -> None:
