@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import re
-import warnings
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -164,7 +164,7 @@ class Encoder:
             fast_ids, fast_offsets = fast(sample)
             if np.array_equal(ids, fast_ids) and np.array_equal(offsets, fast_offsets):
                 return fast
-            warnings.warn("fastokens disagrees with tokenizers on a sample: encoding with tokenizers", stacklevel=2)
+            _warn("fastokens disagrees with tokenizers on a sample")
         self.counts["slow"] += 1
         return reference
 
@@ -174,12 +174,12 @@ def fast_engine(path: Path) -> Engine | None:
     try:
         import fastokens
     except ImportError:
-        warnings.warn("fastokens is not installed: encoding with tokenizers, many times slower", stacklevel=2)
+        _warn("fastokens is not installed")
         return None
     try:
         tokenizer = fastokens.Tokenizer.from_file(str(path))
     except Exception as error:  # of no common type
-        warnings.warn(f"fastokens cannot read this tokenizer ({error}): encoding with tokenizers", stacklevel=2)
+        _warn(f"fastokens cannot read this tokenizer ({error})")
         return None
 
     def encode(texts: list[str]) -> Ragged:
@@ -187,6 +187,10 @@ def fast_engine(path: Path) -> Engine | None:
         return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64)
 
     return encode
+
+
+def _warn(reason: str) -> None:
+    print(f"warning: {reason}: encoding with tokenizers, many times slower", file=sys.stderr)
 
 
 def reference_engine(tokenizer: Tokenizer) -> Engine:
@@ -215,7 +219,7 @@ def described(tokenizer: Tokenizer, named: Mapping[str, str], place: str) -> Enc
     if "eos" not in roles:
         raise UserError(f"{place}: has no end-of-document token; name one as `eos_token` in special_tokens_map.json")
     roles.setdefault("mask", roles["pad"])
-    sentinels = []
+    sentinels: list[int] = []
     while (name := f"<extra_id_{len(sentinels)}>") in ids:
         sentinels.append(ids[name])
     declared = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]
@@ -224,7 +228,12 @@ def described(tokenizer: Tokenizer, named: Mapping[str, str], place: str) -> Enc
         vocabulary=max(ids.values()) + 1,
         sentinels=tuple(sentinels),
         special=tuple(sorted({*roles.values(), *sentinels, *declared})),
-        **{role: number for role, number in roles.items() if role != "unk"},
+        pad=roles["pad"],
+        bos=roles["bos"],
+        eos=roles["eos"],
+        mask=roles["mask"],
+        cls=roles["cls"],
+        sep=roles["sep"],
     )
 
 
