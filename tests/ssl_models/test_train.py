@@ -1,0 +1,235 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_models import artifact, checkpoint, train
+from ssl_models.config import Model
+from ssl_models.job import Job, JobError
+from ssl_models.parallel import World
+from tests.ssl_models import corpora
+from tests.ssl_models.corpora import finish, model, start, tiny_job
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "output" / "model" / "model.safetensors").read_bytes()
+
+
+def until(condition: object, process: "subprocess.Popen[str]", timeout: float = 60) -> None:
+    assert callable(condition)
+    end = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.005)
+
+
+def has_step(folder: Path, step: int) -> bool:
+    return any(int(path.name[5:]) >= step for path in (folder / "checkpoints").glob("step-*"))
+
+
+DROPOUT = {"dropout": 0.2}
+SLOWLY = {"dropout": 0.2, "wait": 0.03}
+
+
+class Asked:
+    """In place of `Signals`: a stop that is asked for before step `stop_at`."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.checkpoint = False
+        self._looks, self._stop_at = -1, stop_at
+
+    @property
+    def stop(self) -> int | None:
+        self._looks += 1
+        return signal.SIGTERM if self._looks == self._stop_at else None
+
+
+def train_here(job: Path, stop_at: int | None = None) -> None:
+    train.run(Job.load(job), World(), Asked(stop_at))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "undisturbed"
+    train_here(tiny_job(folder, model(task=DROPOUT)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed_slowly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "undisturbed"
+    done = finish(tiny_job(folder, model(task=SLOWLY)))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_job_writes_model_metrics_curve_and_run_and_leaves_no_checkpoint(undisturbed: Path) -> None:
+    output = undisturbed / "output"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert {"parameters", "steps", "seconds", "samples_per_second", "loss", "validation_loss"} <= set(metrics)
+    assert {"accuracy", "rank_me", "knn_accuracy"} <= set(metrics)
+    assert metrics["steps"] == 12
+    lines = (output / "loss.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,validation_loss"
+    assert len(lines) == 13
+    assert [line.split(",")[0] for line in lines[1:] if line.split(",")[2]] == ["4", "8", "12"]
+    assert json.loads((output / "run.json").read_text()) == {
+        "run_id": None,
+        "experiment_id": None,
+        "tracking_uri": None,
+    }
+    assert not (undisturbed / "checkpoints").exists()
+    assert artifact.load(output / "model").training is False
+
+
+def test_the_loss_falls(undisturbed: Path) -> None:
+    table = [line.split(",") for line in (undisturbed / "output" / "loss.csv").read_text().splitlines()[1:]]
+    losses = np.array([float(row[1]) for row in table])
+    assert losses[-4:].mean() < losses[:4].mean()
+    assert abs(losses[0] - np.log(corpora.VOCABULARY)) < 0.5
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 11])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_job_resumed_at_any_step_ends_with_the_bytes_of_an_undisturbed_one(
+    step: int, optimizer: str, tmp_path: Path
+) -> None:
+    wanted = model(task=DROPOUT, optimizer=optimizer)
+    train_here(tiny_job(tmp_path / "whole", wanted))
+    job = tiny_job(tmp_path / "stopped", wanted)
+    with pytest.raises(train.Stopped):
+        train_here(job, stop_at=step)
+    found, _ = checkpoint.load(tmp_path / "stopped" / "checkpoints")
+    assert found is not None and found.step == step
+    assert not (tmp_path / "stopped" / "output").exists()
+    train_here(job)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    curves = [(tmp_path / name / "output" / "loss.csv").read_text() for name in ("stopped", "whole")]
+    assert curves[0] == curves[1]
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(
+    undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = undisturbed.parent / "damaged"
+    job = tiny_job(folder, model(task=DROPOUT), checkpoint_seconds=0)
+    with pytest.raises(train.Stopped):
+        train_here(job, stop_at=6)
+    newest = max((folder / "checkpoints").glob("step-*"))
+    (newest / checkpoint.STATE).write_bytes(b"nothing")
+    train_here(job)
+    assert "is damaged" in capsys.readouterr().err
+    assert weights(folder) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
+    undisturbed_slowly: Path,
+) -> None:
+    folder = undisturbed_slowly.parent / "killed"
+    job = tiny_job(folder, model(task=SLOWLY), checkpoint_seconds=0)
+    for step in (2, 5, 9):
+        process = start(job)
+        until(lambda step=step: has_step(folder, step), process)
+        process.kill()
+        process.communicate(timeout=30)
+    done = finish(job)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stdout
+    assert weights(folder) == weights(undisturbed_slowly)
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_143(undisturbed_slowly: Path) -> None:
+    folder = undisturbed_slowly.parent / "terminated"
+    job = tiny_job(folder, model(task=SLOWLY))
+    process = start(job)
+    assert line_of(process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143, error
+    found, _ = checkpoint.load(folder / "checkpoints")
+    assert found is not None and 0 < found.step < 12
+    assert not (folder / "output").exists()
+
+
+def line_of(process: "subprocess.Popen[str]") -> bool:
+    """The job has printed its first line of progress."""
+    assert process.stdout is not None
+    return bool(process.stdout.readline())
+
+
+@pytest.mark.slow
+def test_sigusr1_writes_a_checkpoint_and_goes_on(undisturbed_slowly: Path) -> None:
+    folder = undisturbed_slowly.parent / "warned"
+    process = start(tiny_job(folder, model(task=SLOWLY)))
+    line_of(process)
+    process.send_signal(signal.SIGUSR1)
+    until(lambda: has_step(folder, 1), process)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert weights(folder) == weights(undisturbed_slowly)
+
+
+def test_micro_batches_change_the_result_by_rounding_only(undisturbed: Path) -> None:
+    folder = undisturbed.parent / "micro"
+    train_here(tiny_job(folder / "one", model(steps=4)))
+    train_here(tiny_job(folder / "four", model(steps=4), micro_batch=2))
+    one, four = (json.loads((folder / name / "output" / "metrics.json").read_text()) for name in ("one", "four"))
+    assert one["validation_loss"] == pytest.approx(four["validation_loss"], rel=1e-5)
+
+
+def refused(folder: Path, wanted: Model, sentence: str) -> None:
+    with pytest.raises(JobError) as error:
+        train_here(tiny_job(folder, wanted))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (folder / "output" / "model").exists()
+
+
+@pytest.mark.slow
+def test_what_the_user_can_mend_is_one_line_and_exit_status_2(undisturbed: Path) -> None:
+    done = finish(tiny_job(undisturbed.parent / "line", model(task={"droput": 1})))
+    assert done.returncode == 2
+    assert done.stderr == "error: params.yaml: models.tiny.task.droput: no such key; check its spelling\n"
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_with_one_sentence(undisturbed: Path) -> None:
+    refused(undisturbed.parent / "nan", model(task={"explode_at": 1.0}), "the loss has not been finite for 5 steps")
+
+
+def test_an_unknown_option_is_named_by_its_key(undisturbed: Path) -> None:
+    refused(undisturbed.parent / "option", model(task={"droput": 1}), "params.yaml: models.tiny.task.droput: no such")
+
+
+def test_a_batch_beyond_the_corpus_is_refused(undisturbed: Path) -> None:
+    refused(undisturbed.parent / "batch", model(batch=101), "a batch of 101 rows is more than the 100 rows")
+
+
+def test_a_job_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    with pytest.raises(JobError, match=r"job.json: name: Field required"):
+        Job.load(tmp_path / "job.json")
+
+
+@pytest.mark.slow
+def test_several_processes_train_the_model_of_one(undisturbed: Path) -> None:
+    folder = undisturbed.parent / "several"
+    wanted = model("toy_pairs", {"norm": True}, steps=4)
+    train_here(tiny_job(folder / "one", wanted))
+    job = tiny_job(folder / "two", wanted)
+    script = folder / "train.py"
+    script.write_text(corpora.RUN_TRAIN)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, job],
+        env=corpora.environment(), capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((folder / name / "output" / "metrics.json").read_text()) for name in ("one", "two"))
+    assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-4)
