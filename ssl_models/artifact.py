@@ -8,11 +8,9 @@ rows were encoded.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,13 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_models import objectives
+from ssl_models import huggingface, objectives
 from ssl_models.config import Model
 from ssl_models.encoding import Encoding
 from ssl_models.objectives import Objective
+from ssl_models.transformer import Transformer
 
 WEIGHTS, CONFIG, PRETEXT, ENCODING = "model.safetensors", "config.json", "pretext.json", "encoding"
 FORMAT = 1
+OWN = "pretext"
+"""`model_type` of weights under this project's own names."""
 TOKENIZER = "tokenizer.json"
 
 
@@ -46,11 +47,33 @@ def build(model: Model, encoding: Encoding, at: str = "task") -> Objective:
     return kind(model.backbone, options, encoding)
 
 
-def _hugging_face() -> ModuleType | None:
-    """`ssl_models.huggingface` knows the architectures that exist there."""
-    if importlib.util.find_spec("ssl_models.huggingface") is None:
+def completed(model: Model) -> Model:
+    """`model` with the sizes that its backbone leaves open taken from the Hugging Face folder it starts from, if it
+    does. ValueError where the two contradict each other."""
+    if model.init_from is None or not _is_hugging_face(Path(model.init_from)):
+        return model
+    try:
+        backbone = huggingface.complete(model.backbone, Path(model.init_from))
+    except ValueError as error:
+        raise ValueError(f"backbone.{error}") from None
+    return model.model_copy(update={"backbone": backbone})
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    """Whether the folder's weights are under Hugging Face's names."""
+    try:
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool(kind != OWN)
+
+
+def _language_model(objective: Objective) -> Transformer | None:
+    """The transformer that is the whole of an objective, where Hugging Face has such an architecture."""
+    inner = getattr(objective, "transformer", None)
+    if not isinstance(inner, Transformer) or not huggingface.fits(inner.architecture):
         return None
-    return importlib.import_module("ssl_models.huggingface")
+    return inner if all(name.startswith("transformer.") for name in objective.state_dict()) else None
 
 
 def unique(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,8 +92,12 @@ def unique(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def save(objective: Objective, model: Model, encoding: Encoding, folder: Path, **facts: Any) -> None:
     """Write the folder, which must not exist; `facts` (the step, say) go into `pretext.json`."""
     folder.mkdir(parents=True)
-    save_file(unique(objective.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(_json({"model_type": "pretext", **model.model_dump(mode="json")}), encoding="utf-8")
+    transformer = _language_model(objective)
+    if transformer is not None:
+        huggingface.to_hugging_face(transformer, encoding, folder)
+    else:
+        save_file(unique(objective.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(_json({"model_type": OWN, **model.model_dump(mode="json")}), encoding="utf-8")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "safetensors")}
     content = {"format": FORMAT, "model": model.model_dump(mode="json"), "versions": versions, **facts}
     (folder / PRETEXT).write_text(_json(content), encoding="utf-8")
@@ -105,7 +132,10 @@ def load(folder: Path) -> Objective:
 
 
 def load_weights(objective: Objective, folder: Path) -> None:
-    """Take over the weights of a Pretext folder; ValueError where they are damaged or of another model."""
+    """Take over the weights of a model folder; ValueError where they are damaged or of another model."""
+    if _is_hugging_face(folder):
+        huggingface.start_from(objective, folder)
+        return
     path = folder / WEIGHTS
     try:
         state = load_file(path)
@@ -130,11 +160,11 @@ def _take(objective: Objective, state: dict[str, Tensor], path: Path) -> None:
 
 
 def start_from(objective: Objective, folder: Path) -> None:
-    """Continue from another model (`models.NAME.init_from`): a Pretext folder. ValueError where it does not fit."""
-    if (folder / PRETEXT).exists():
-        load_weights(objective, folder)
-        return
-    raise ValueError(f"{folder}: is neither a Pretext nor a Hugging Face model folder that this version can read")
+    """Continue from another model (`models.NAME.init_from`), a Pretext or a Hugging Face folder. ValueError where it
+    does not fit."""
+    if not (folder / CONFIG).exists():
+        raise ValueError(f"{folder}: is neither a Pretext nor a Hugging Face model folder: it has no {CONFIG}")
+    load_weights(objective, folder)
 
 
 def _json(value: Any) -> str:

@@ -70,7 +70,7 @@ def main() -> int:
     world = World()
     status = 0
     try:
-        job = Job.load(Path(sys.argv[1]))
+        job = completed(Job.load(Path(sys.argv[1])))
         world = World.start()
         run(job, world, signals)
     except JobError as error:
@@ -106,6 +106,14 @@ def run(job: Job, world: World, signals: Signals) -> None:
         write_facts(job, state, {"parameters": size, "steps": state.step}, facts, found)
         shutil.rmtree(job.checkpoints, ignore_errors=True)
         print(f"{job.name}: trained {state.step} steps in {time.monotonic() - began:.1f} s", flush=True)
+
+
+def completed(job: Job) -> Job:
+    """The job with what its model takes over from the folder it starts from; JobError where the two do not fit."""
+    try:
+        return job.model_copy(update={"model": artifact.completed(job.model)})
+    except ValueError as error:
+        raise JobError(f"params.yaml: models.{job.name}.{error}") from None
 
 
 def opened(job: Job) -> tuple[Objective, Encoding, Shards]:
