@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from ssl_models import presets
 from ssl_models.config import Model, Probe, Strict
@@ -25,6 +26,10 @@ PARAMS = Path("params.yaml")
 COMPUTE = Path("compute.yaml")
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+"""Of a corpus or a model: it is part of paths and of DVC's stage names."""
 
 
 class UserError(Exception):
@@ -57,8 +62,8 @@ class Corpus(Strict):
 class Params(Strict):
     """The whole of `params.yaml`."""
 
-    corpora: dict[str, Corpus]
-    models: dict[str, Model] = Field(default_factory=dict)
+    corpora: dict[Name, Corpus]
+    models: dict[Name, Model] = Field(default_factory=dict)
     probe: Probe = Probe()
 
     @model_validator(mode="after")
@@ -89,7 +94,9 @@ class Local(Strict):
 class Compute(Strict):
     """The whole of `compute.yaml`. Nothing in it changes what is computed, so DVC does not track it."""
 
-    workers: int | Literal["auto"] = Field(default="auto", description="processes of the data stages")
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="processes of the data stages"
+    )
     launcher: str = Field(default="local", description="a module of stages/dispatch")
     local: Local = Local()
     micro_batch: int | Literal["auto"] = Field(default="auto", description="rows per forward pass and process")
@@ -101,17 +108,30 @@ class Compute(Strict):
     tracking_uri: str | None = Field(default=None, description="MLflow server; default: sqlite in .mlflow/")
 
 
+_KINDS: dict[type, str] = {list: "a list", type(None): "nothing"}
+
+
 def sentence(error: ValidationError, file: Path, at: str = "") -> str:
     """One sentence for the first thing wrong, with the path of its key."""
     first = error.errors()[0]
-    key = ".".join(part for part in [at, *(str(step) for step in first["loc"])] if part)
-    message = first["msg"].removeprefix("Value error, ")
+    steps = [str(step) for step in first["loc"]]
+    branch = (
+        len(error.errors()) > 1 and steps and re.fullmatch(r"int|bool|float|str|constrained-\w+|literal\[.*", steps[-1])
+    )
+    key = ".".join(part for part in [at, *(steps[:-1] if branch else steps)] if part)
     if first["type"] == "extra_forbidden":
         message = "no such key; check its spelling"
     elif first["type"] == "missing":
         message = "is required"
-    elif "input" in first and not isinstance(first["input"], dict | list):
-        message += f" (got {first['input']!r})"
+    elif first["type"] in ("dict_type", "model_type"):
+        message = f"must be a mapping of keys to values, not {_KINDS.get(type(first['input']), repr(first['input']))}"
+    elif first["loc"][-1:] == ("[key]",):
+        key = key.removesuffix(".[key]")
+        message = "a name must be text of letters, digits, '-' and '_', beginning with a letter or digit"
+    else:
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if not isinstance(first["input"], dict | list):
+            message += f" (got {first['input']!r})"
     return f"{file}: {key}: {message}" if key else f"{file}: {message}"
 
 
@@ -120,10 +140,12 @@ def _load(path: Path, kind: type[AnyModel]) -> AnyModel:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage from the root of the project") from None
-    except (MarkedYAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         where = f", line {place.line + 1}" if place else ""
-        raise UserError(f"{path}{where}: is not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(
+            f"{path}{where}: is not valid YAML: {str(getattr(error, 'problem', error)).splitlines()[0]}"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
