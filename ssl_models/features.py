@@ -1,0 +1,136 @@
+"""Features of a frozen encoder, computed once and kept in float32 on disk.
+
+Frozen is checked, not hoped for: eval mode, inference mode, and a hash of every parameter and buffer that must be the
+same before and after. One file per named feature in a folder that the caller deletes; the kernel holds what fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_array, vstack
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ssl_models.logistic import Matrix
+from ssl_models.objectives import Objective, Rows
+
+Read = Callable[[npt.NDArray[np.int64]], Rows]
+"""Rows at these indices, on the CPU: `ssl_models.shards.Split.rows`."""
+
+BATCH = {"cpu": 64}
+BATCH_ON_DEVICE = 256
+LARGEST_RAW = 4096
+"""Pixels are averaged over squares until a row has at most as many values: the raw baseline stays affordable."""
+SPARSE_WIDTH, SPARSE_SHARE = 1024, 0.1
+"""Raw rows at least so wide and at most so full are kept sparse."""
+
+
+def fingerprint(module: nn.Module) -> str:
+    """BLAKE2b-128 of the names, shapes and bytes of all parameters and buffers, as hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous()
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
+    return digest.hexdigest()
+
+
+@contextmanager
+def frozen(objective: Objective) -> Iterator[None]:
+    """Eval and inference mode; RuntimeError where a parameter or buffer is not what it was when it ends."""
+    before, training = fingerprint(objective), objective.training
+    objective.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        objective.train(training)
+    if fingerprint(objective) != before:
+        raise RuntimeError(
+            f"{type(objective).__name__}.features changed a parameter or a buffer of the frozen encoder: "
+            "what was probed is not what was trained"
+        )
+
+
+def extract(objective: Objective, read: Read, rows: npt.NDArray[np.int64], folder: Path) -> dict[str, Matrix]:
+    """All named features of `rows`, each a memory-mapped float32 `[rows, width]` in `folder`, by name in the
+    objective's order. The objective stays on its device."""
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    with frozen(objective):
+        for at, batch in _batches(objective, read, rows):
+            for name, values in objective.features(batch).items():
+                if name not in found:
+                    found[name] = _store(folder / f"{len(found):03d}.npy", len(rows), values)
+                found[name][at : at + len(values)] = values.float().cpu().numpy()
+    return found
+
+
+def extract_raw(objective: Objective, read: Read, rows: npt.NDArray[np.int64], folder: Path) -> Matrix:
+    """The raw-input baseline of `rows`: sparse where most of its values are zero (counts of tokens), else
+    memory-mapped in `folder`."""
+    parts: list[csr_array] = []
+    dense: npt.NDArray[np.float32] | None = None
+    with frozen(objective):
+        for at, batch in _batches(objective, read, rows):
+            values = objective.raw(_shrink(batch))
+            if at == 0 and not _mostly_zero(values):
+                dense = _store(folder / "raw.npy", len(rows), values)
+            if dense is None:
+                parts.append(_sparse(values))
+            else:
+                dense[at : at + len(values)] = values.float().cpu().numpy()
+    return csr_array(vstack(parts), dtype=np.float32) if dense is None else dense
+
+
+def _store(path: Path, rows: int, values: Tensor) -> npt.NDArray[np.float32]:
+    """A file for `rows` rows like those of `values` `[batch, width]`."""
+    if values.ndim != 2:
+        raise RuntimeError(f"features are [batch, width], these are {list(values.shape)}")
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, values.shape[1]))
+
+
+def _batches(objective: Objective, read: Read, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, Rows]]:
+    device = next(objective.parameters()).device
+    size = BATCH.get(device.type, BATCH_ON_DEVICE)
+    for at in tqdm(range(0, len(rows), size), unit="batch", disable=None, leave=False):
+        batch = read(rows[at : at + size])
+        yield at, {name: values.to(device) for name, values in batch.items() if name not in ("label", "test")}
+
+
+def _shrink(rows: Rows) -> Rows:
+    """Average pixels over squares until a row has at most LARGEST_RAW values."""
+    pixels = rows.get("pixels")
+    if pixels is None or pixels[0].numel() <= LARGEST_RAW:
+        return rows
+    height, width = pixels.shape[-2:]
+    side = 1
+    while pixels[0].numel() // (height * width) * -(-height // side) * -(-width // side) > LARGEST_RAW and side < max(
+        height, width
+    ):
+        side += 1
+    smaller = (-(-height // side), -(-width // side))
+    averaged = functional.adaptive_avg_pool2d(pixels.flatten(0, -4).float(), smaller)
+    return {**rows, "pixels": averaged.round().to(torch.uint8).view(*pixels.shape[:-2], *smaller)}
+
+
+def _mostly_zero(values: Tensor) -> bool:
+    if values.layout != torch.strided:
+        return True
+    return values.shape[1] >= SPARSE_WIDTH and int(values.count_nonzero()) <= SPARSE_SHARE * values.numel()
+
+
+def _sparse(values: Tensor) -> csr_array:
+    values = values.detach().cpu()
+    if values.layout == torch.strided:
+        return csr_array(values.float().numpy())
+    values = values.to_sparse_csr() if values.layout != torch.sparse_csr else values
+    content = (values.values().float().numpy(), values.col_indices().numpy(), values.crow_indices().numpy())
+    return csr_array(content, shape=tuple(values.shape))
