@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.int64]
 View = npt.NDArray[Any]
 
 _ROUNDS = 8  # 4 make a Feistel network strong; small domains deserve more
-_LEAST_HALF = 3  # bits; a domain of fewer than 64 positions would reach too few permutations
+_FEW = 1024  # rows that are sorted by a keyed hash instead: no slower, and every permutation is equally likely
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,11 @@ def _map(path: Path, rows: int, columns: dict[str, Column]) -> dict[str, View]:
 def order(seed: int, epoch: int, rows: int, positions: npt.ArrayLike | None = None) -> Indices:
     """Row numbers at `positions` (default: all of 0..rows-1) of this epoch's permutation of 0..rows-1."""
     wanted = np.arange(rows, dtype=np.int64) if positions is None else np.asarray(positions, dtype=np.int64)
-    half = max(_LEAST_HALF, ((rows - 1).bit_length() + 1) // 2)
     keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
+    if rows <= _FEW:
+        shuffled: Indices = np.argsort(_mix(np.arange(rows, dtype=np.uint64) ^ keys[0]), kind="stable")
+        return shuffled[wanted]
+    half = ((rows - 1).bit_length() + 1) // 2
     found = _feistel(wanted.astype(np.uint64), half, keys)
     while (outside := found >= rows).any():  # walk the cycle until it comes back to the rows: below 4 times on average
         found[outside] = _feistel(found[outside], half, keys)
@@ -149,12 +152,17 @@ def batch_indices(seed: int, step: int, batch: int, rows: int) -> Indices:
     return np.concatenate([order(seed, int(epoch), rows, within[epochs == epoch]) for epoch in np.unique(epochs)])
 
 
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of MurmurHash3, 64 bit (public domain, A. Appleby)."""
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return values ^ (values >> np.uint64(33))
+
+
 def _feistel(values: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A bijection of 0..4**half-1, whatever the round function is; here the finalizer of MurmurHash3 (64 bit)."""
+    """A bijection of 0..4**half-1, whatever the round function is."""
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> shift, values & mask
     for key in keys:
-        mixed = (right ^ key) * np.uint64(0xFF51AFD7ED558CCD)
-        mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-        left, right = right, left ^ ((mixed >> np.uint64(33)) & mask)
+        left, right = right, left ^ (_mix(right ^ key) & mask)
     return (left << shift) | right

@@ -79,12 +79,14 @@ class Documents:
     @property
     def some(self) -> Mask:
         """Which documents have a value in every column; the others are left out."""
-        return np.logical_and.reduce([spool.lengths() > 0 for spool in self.spools.values()])
+        some: Mask = np.logical_and.reduce([spool.lengths() > 0 for spool in self.spools.values()])
+        return some
 
     @property
     def labelled(self) -> Mask:
         """Which documents have a class."""
-        return self.label != UNLABELLED
+        labelled: Mask = self.label != UNLABELLED
+        return labelled
 
 
 def run(name: str) -> None:
@@ -243,7 +245,7 @@ class _Writer:
         return self._write(split, rows, lambda start, end: {column: packed[turn[start:end]]})
 
     def fixed(self, split: str, chosen: Mask, documents: Documents, test: Mask | None = None) -> SplitManifest:
-        """One document a row, in a random order; in the probe, where `test` tells the two parts apart, with its class."""
+        """One document a row, in a random order; in the probe, where `test` tells its parts apart, with its class."""
         mine = self._random(split).permutation(np.flatnonzero(chosen))
         self.documents[split] = len(mine)
 

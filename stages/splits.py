@@ -1,8 +1,8 @@
 """Who goes to train, validation and probe. A group (a file, a video, a cluster of near-duplicates) is never split.
 
 Groups are numbered, and taken, in the order of a keyed hash of their name, so that a corpus that grows keeps nearly all
-of its held-out groups. The probe is filled class by class, the rarest first, for both of its parts; then validation; the
-rest trains. Where groups are few and large, the held-out fractions come as near as whole groups allow.
+of its held-out groups. The probe is filled class by class, the rarest first, for both of its parts, then validation;
+the rest trains. Where groups are few and large, the held-out fractions come as near as whole groups allow.
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ def keys(names: Iterable[str], seed: int) -> npt.NDArray[np.uint64]:
 
 
 def assign(groups: Groups, fractions: Fractions, least: int = 1) -> npt.NDArray[np.uint8]:
-    """The split of each group, `[n]` of the four constants above; validation and train are at least `least` in size, where
-    groups allow."""
+    """The split of each group: `[n]` of the four constants above.
+
+    Validation and train are at least `least` in size, where whole groups allow it.
+    """
     split = np.full(len(groups.rows), TRAIN, np.uint8)
     _hold_probe(split, groups, fractions)
     _hold_validation(split, groups, fractions, least)
