@@ -92,7 +92,8 @@ class Vocabulary(nn.Module):
         self.path = encoding.folder / FILE
         self.known = self.path.is_file()
         special = torch.zeros(self.size, dtype=torch.bool)
-        special[[index for index in {*encoding.special, encoding.pad, encoding.eos} if index < self.size]] = True
+        named = {encoding.pad, encoding.bos, encoding.eos, encoding.mask, encoding.cls, encoding.sep}
+        special[[index for index in named.union(encoding.special, encoding.sentinels) if index < self.size]] = True
         texts = self._texts() if self.known else [b" "] * self.size
         text = [piece.decode("utf-8", "replace") for piece in texts]
         flags = {
@@ -112,7 +113,7 @@ class Vocabulary(nn.Module):
     def _texts(self) -> list[bytes]:
         try:
             return pieces(json.loads(self.path.read_text(encoding="utf-8")), self.size)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path} is no tokenizer that can be read: {error!r}") from None
 
     def bag(self, tokens: Tensor) -> Tensor:
