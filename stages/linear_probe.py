@@ -1,0 +1,131 @@
+"""The linear-probe stage: `python -m stages.linear_probe MODEL`. It freezes the model, reads features of the labelled
+rows, and writes the whole table of `ssl_models.probe`: metrics, curve, confusion, predictions; and into MLflow.
+
+Where a corpus has no labels there is nothing to ask: the stage says so, and succeeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ssl_models import artifact, probe_tracking, report
+from ssl_models.config import Probe
+from ssl_models.encoding import Encoding
+from ssl_models.features import extract, extract_raw
+from ssl_models.objectives import Objective
+from ssl_models.probe import Report, Task, probe
+from ssl_models.shards import Shards, Split
+from stages import params, provenance, tables
+from stages.params import UserError
+
+PREDICTIONS = pa.schema(
+    [("row", pa.int64()), ("actual", pa.string()), ("predicted", pa.string()), ("correct", pa.bool_())]
+)
+"""Test rows of the pre-trained encoder; `row` is the row's number in the probe split. `predicted` is null, and
+`correct` false, where the encoder has no finite feature. The file's metadata hold `probe_rows`, a hash of the split."""
+
+
+def select(shards: Shards, config: Probe) -> tuple[Split, Task] | str:
+    """The probe split and the rows to use of it, or one clause that says why there are none."""
+    if not shards.manifest.splits["probe"].rows:
+        return "the corpus has no labelled rows"
+    split = shards.split("probe")
+    columns = [file["label"] for file in split.files], [file["test"] for file in split.files]
+    labels, test = (np.concatenate(column) for column in columns)
+    task = Task.choose(labels.astype(np.int64), test.astype(bool), shards.manifest.labels, config.rows, config.seed)
+    if not len(task.labels):
+        return "the corpus has no labelled rows"
+    if not len(task.trained):
+        return "every labelled row is in the test part"
+    if not len(task.tested):
+        return "no labelled row is in the test part"
+    return split, task
+
+
+def encoders(folder: Path, seed: int) -> tuple[Objective, Objective]:
+    """The trained objective of a model folder, and the same one at a random initialisation."""
+    trained = artifact.load(folder)
+    torch.manual_seed(seed)
+    return trained, artifact.build(artifact.read_model(folder), Encoding.load(folder / artifact.ENCODING))
+
+
+def run_probe(name: str, trained: Objective, fresh: Objective, split: Split, task: Task, config: Probe) -> Report:
+    """Features of the trained and of the random encoder and the raw input, then the protocol."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory(prefix="pretext-probe-") as temporary:
+        folders = [Path(temporary) / part for part in ("pretrained", "random_init", "raw_input")]
+        for folder in folders:
+            folder.mkdir()
+        print(f"linear-probe {name}: reading features of {len(task.rows)} rows", flush=True)
+        pretrained = extract(trained.to(device), split.rows, task.rows, folders[0])
+        raw = extract_raw(trained, split.rows, task.rows, folders[2])
+        random_init = extract(fresh.to(device), split.rows, task.rows, folders[1])
+        print(f"linear-probe {name}: fitting classifiers on {len(task.trained)} rows", flush=True)
+        return probe(pretrained, random_init, raw, task, config, device)
+
+
+def predictions(found: Report | None, shards: Shards) -> pa.Table:
+    """PREDICTIONS of a report; no rows without one."""
+    content = shards.manifest.splits["probe"].model_dump_json()
+    metadata = {"probe_rows": hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}
+    if found is None:
+        return PREDICTIONS.empty_table().replace_schema_metadata(metadata)
+    task, score = found.task, found.scores["pretrained"]
+    actual = [task.names[label] for label in task.tested]
+    predicted = [task.names[label] for label in score.predicted] if score else [None] * len(actual)
+    correct = score.predicted == task.tested if score else np.zeros(len(actual), bool)
+    columns = [task.rows[task.test], actual, predicted, correct]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, PREDICTIONS, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=PREDICTIONS.with_metadata(metadata))
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with tables.whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def linear_probe(name: str) -> None:
+    """Probe the model `models.NAME` and write `data/linear-probe/NAME/`."""
+    start = time.monotonic()
+    model, config = params.model(name), params.load_params().probe
+    folder, pretrained = tables.address("linear-probe", name), tables.address("pretrain", name)
+    try:
+        shards = Shards.open(tables.address("shard", model.corpus) / "shards")
+        selected = select(shards, config)
+        trained, fresh = encoders(pretrained / "model", config.seed)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: run dvc repro pretrain@{name}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    found: Report | None = None
+    if isinstance(selected, str):
+        print(f"linear-probe {name}: {selected}, so there is nothing to probe", flush=True)
+    else:
+        found = run_probe(name, trained, fresh, *selected, config)
+    seconds = time.monotonic() - start
+    tables.write_json(folder / "report.json", report.details(found, seconds))
+    tables.write_parquet(folder / "predictions.parquet", predictions(found, shards))
+    _write_csv(folder / "label_efficiency.csv", report.CURVE_COLUMNS, report.curve_rows(found))
+    _write_csv(folder / "confusion.csv", report.CONFUSION_COLUMNS, report.confusion_rows(found))
+    tables.write_json(folder / "metrics.json", report.metrics(found, seconds))
+    store = provenance.tracking(model.corpus, f"linear-probe@{name}", ())
+    run = probe_tracking.log(name, found, seconds, pretrained / "run.json", store)
+    print("" if found is None else report.table(found), flush=True)
+    if run is not None:
+        print(f"linear-probe {name}: MLflow run {run.run_id}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    params.main(linear_probe)
