@@ -1,0 +1,97 @@
+"""Contrastive views: two random views of a picture find each other in the batch (SimCLR, Chen et al. 2020, arXiv 2002.05709).
+
+Both views are drawn independently and pass the encoder in one batch; the loss sees the projections of the whole global batch,
+and the probe reads the encoder before the projector. `loss` may also name a loss without negatives: VICReg (Bardes et
+al. 2021) or Barlow Twins (Zbontar et al. 2021). The loss counts two predictions per picture: each view looks for the other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssl_models import augment, losses, pictures
+from ssl_models.augment import Augmentation
+from ssl_models.config import Backbone
+from ssl_models.encoding import Encoding
+from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
+from ssl_models.objectives import Options as BaseOptions
+from ssl_models.vision import vision_encoder
+
+_FIRST, _SECOND = 0, 2
+"""Streams of `keyed`; a view uses two."""
+
+
+class Options(BaseOptions):
+    """`models.NAME.task`."""
+
+    loss: Literal["nt_xent", "vicreg", "barlow_twins"] = "nt_xent"
+    temperature: float = Field(default=0.5, gt=0, description="of NT-Xent")
+    projector: tuple[int, int] = Field(default=(512, 128), description="widths of the projector's two layers")
+    augment: Augmentation = Augmentation()
+
+
+class Contrastive(Objective):
+    """An encoder, and a projector that is thrown away after pre-training."""
+
+    Options = Options
+    whole_batch = True
+
+    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+        super().__init__(backbone, options, encoding)
+        self.options = options
+        self.encoder = vision_encoder(backbone, encoding)
+        hidden, out = options.projector
+        self.projector = nn.Sequential(nn.Linear(self.encoder.width, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+    def prepare(self, rows: Rows, keys: Tensor) -> Batch:
+        """`views` float `[batch, 2, channels, height, width]`."""
+        both = [augment.views(self.options.augment, rows["pixels"], keys, stream) for stream in (_FIRST, _SECOND)]
+        return {"views": torch.stack(both, dim=1)}
+
+    def count(self, batch: Batch) -> Tensor:
+        """Two per picture."""
+        views = batch["views"]
+        return torch.tensor(2.0 * len(views), device=views.device)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Projections `[batch, 2, out]` of both views, which share the statistics of batch normalisation."""
+        views = batch["views"]
+        projected: Tensor = self.projector(self.encoder(views.flatten(0, 1)).pooled)
+        return projected.view(len(views), 2, -1)
+
+    def couple(self, embeddings: Tensor) -> Outcome:
+        """The loss of all projections `[global batch, 2, out]`, times two per picture."""
+        first, second = embeddings.unbind(dim=1)
+        count = torch.tensor(2.0 * len(first), device=first.device)
+        if self.options.loss == "nt_xent":
+            loss = losses.nt_xent(first, second, self.options.temperature)
+        else:
+            loss = losses.vicreg(first, second) if self.options.loss == "vicreg" else losses.barlow_twins(first, second)
+        with torch.no_grad():
+            nearest = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T
+            found = (nearest.argmax(dim=1) == torch.arange(len(first), device=first.device)).sum()
+        return Outcome(loss * count, {"view_accuracy": (found.float(), count / 2)})
+
+    def features(self, rows: Rows) -> dict[str, Tensor]:
+        """The encoder's, before the projector."""
+        return self.encoder(rows["pixels"]).named()
+
+    @torch.no_grad()
+    def examples(self, rows: Rows, keys: Tensor) -> Examples:
+        """Each picture with two of its views and its nearest neighbours among the others."""
+        pixels = rows["pixels"]
+        views = self.prepare(rows, keys)["views"]
+        features = functional.normalize(self.encoder(pixels).pooled, dim=1)
+        similar = (features @ features.T).fill_diagonal_(-torch.inf)
+        order = similar.argsort(dim=1, descending=True)[:, : min(4, len(pixels) - 1)]
+        shown = [torch.stack([pixels[i], *pixels[order[i]]]) for i in range(len(pixels))]
+        drawn = pictures.tile([pixels, views[:, 0], views[:, 1]])
+        return Examples(pictures={"views": drawn, "nearest_neighbours": pictures.tile(shown)})
+
+
+OBJECTIVE = Contrastive

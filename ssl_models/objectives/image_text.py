@@ -1,0 +1,168 @@
+"""Image-text matching: a picture and its caption find each other in the batch (CLIP, Radford et al. 2021, arXiv 2103.00020; with
+`loss: siglip` the sigmoid loss of Zhai et al. 2023, arXiv 2303.15343).
+
+Two encoders with linear projections; the text feature is read at the end-of-text token of a causal transformer. The whole global
+batch is coupled, whatever micro-batches and processes it is made in. The loss counts one prediction per pair. The
+scale is learned and not decayed.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssl_models import losses, pictures
+from ssl_models.config import Backbone
+from ssl_models.encoding import Encoding
+from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
+from ssl_models.objectives import Options as BaseOptions
+from ssl_models.presets import resolve
+from ssl_models.transformer import Transformer
+from ssl_models.vision import vision_encoder
+
+_CLIP_START, _CLIP_MOST = math.log(1 / 0.07), math.log(100)
+_SIGLIP_START, _SIGLIP_BIAS = math.log(10), -10.0
+_RECALLS = (1, 5)
+
+
+class Text(BaseOptions):
+    """The text encoder's size: overrides of the preset `clip-text`."""
+
+    layers: int = Field(default=2, ge=1)
+    width: int = Field(default=128, ge=1)
+    heads: int = Field(default=4, ge=1)
+
+
+class Options(BaseOptions):
+    """`models.NAME.task`."""
+
+    loss: Literal["clip", "siglip"] = "clip"
+    width: int = Field(default=128, ge=1, description="of the space that both project into")
+    text: Text = Text()
+    prompts: tuple[str, ...] = Field(default=("{}",), min_length=1, description="zero-shot: {} is the class name")
+
+
+class ImageText(Objective):
+    """Two encoders, two projections, and the scale between them."""
+
+    Options = Options
+    whole_batch = True
+
+    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+        super().__init__(backbone, options, encoding)
+        if encoding.modality != "image_text":
+            raise ValueError(f"objective: this objective needs pairs of image and text, not {encoding.modality}")
+        self.options, self.encoding = options, encoding
+        self.image = vision_encoder(backbone, encoding)
+        text = Backbone(preset="clip-text", **options.text.model_dump())
+        self.text = Transformer(resolve(text, vocabulary=encoding.vocabulary, context=encoding.length))
+        self.image_projection = nn.Linear(self.image.width, options.width, bias=False)
+        self.text_projection = nn.Linear(options.text.width, options.width, bias=False)
+        for projection in (self.image_projection, self.text_projection):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        sigmoid = options.loss == "siglip"
+        self.scale = nn.Parameter(torch.tensor(_SIGLIP_START if sigmoid else _CLIP_START))
+        if sigmoid:
+            self.bias = nn.Parameter(torch.tensor(_SIGLIP_BIAS))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Normalised embeddings `[batch, width]` of pictures."""
+        encoded = self.image(pixels)
+        return functional.normalize(
+            self.image_projection(encoded.pooled if encoded.cls is None else encoded.cls), dim=1
+        )
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Normalised embeddings `[batch, width]` of captions `[batch, length]`, read at the first `eos`, or at the last token of a
+        caption that was cut off."""
+        ends = tokens == self.encoding.eos
+        end = torch.where(ends.any(dim=1), ends.long().argmax(dim=1), tokens.shape[1] - 1)
+        hidden = self.text.decode(tokens)
+        return functional.normalize(
+            self.text_projection(hidden[torch.arange(len(tokens), device=tokens.device), end]), dim=1
+        )
+
+    def prepare(self, rows: Rows, keys: Tensor) -> Batch:
+        """Pictures and captions as they are."""
+        return {"pixels": rows["pixels"], "tokens": rows["tokens"]}
+
+    def count(self, batch: Batch) -> Tensor:
+        """Pairs."""
+        return torch.tensor(float(len(batch["tokens"])), device=batch["tokens"].device)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """`[batch, 2, width]`: picture, caption."""
+        return torch.stack([self.encode_image(batch["pixels"]), self.encode_text(batch["tokens"])], dim=1)
+
+    def couple(self, embeddings: Tensor) -> Outcome:
+        """The loss of all pairs `[global batch, 2, width]`, times their number, with the recall among them."""
+        image, text = embeddings.unbind(dim=1)
+        count = torch.tensor(float(len(image)), device=image.device)
+        if self.options.loss == "siglip":
+            loss = losses.siglip(image, text, self.scale.exp(), self.bias)
+        else:
+            with torch.no_grad():
+                self.scale.clamp_(max=_CLIP_MOST)
+            loss = losses.clip(image, text, self.scale.exp())
+        return Outcome(loss * count, {name: (hits, count) for name, hits in self._recalls(image, text).items()})
+
+    @torch.no_grad()
+    def _recalls(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """Pictures whose caption is among the k most similar of the batch, and the reverse. Equal captions are all right answers
+        only as far as they tie; ties count as found."""
+        similar = image.detach() @ text.detach().T
+        found = {}
+        for name, scores in (("image_to_text", similar), ("text_to_image", similar.T)):
+            better = (scores > scores.diagonal()[:, None] + 1e-6).sum(dim=1)
+            for k in _RECALLS:
+                found[f"{name}_recall_{k}"] = (better < k).sum().float()
+        return found
+
+    def class_embeddings(self, names: list[str]) -> Tensor:
+        """Embeddings `[classes, width]` of class names in the prompts, averaged over the prompts (Radford et al., section 3.1.4).
+        ValueError without the encoding's tokenizer."""
+        path = self.encoding.folder / "tokenizer.json"
+        if not Path(path).exists():
+            raise ValueError(f"{path}: is missing, and zero-shot prompts need it; run tokenize again")
+        tokenizer, e = Tokenizer.from_file(str(path)), self.encoding
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        embedded = torch.zeros(len(names), self.options.width, device=self.scale.device)
+        for prompt in self.options.prompts:
+            rows = torch.full((len(names), e.length), e.pad)
+            for row, name in zip(rows, names, strict=True):
+                ids = tokenizer.encode(prompt.replace("{}", name), add_special_tokens=False).ids[: e.length - 1]
+                row[: len(ids) + 1] = torch.tensor([*ids, e.eos])
+            embedded += self.encode_text(rows.to(self.scale.device))
+        return functional.normalize(embedded, dim=1)
+
+    def zero_shot(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        """Index of the most similar of `classes` `[classes, width]` (see `class_embeddings`) for each picture: int64 `[batch]`."""
+        return (self.encode_image(pixels) @ classes.T).argmax(dim=1)
+
+    def features(self, rows: Rows) -> dict[str, Tensor]:
+        """The picture's: the image encoder before its projection, and `projected`."""
+        pixels = rows["pixels"]
+        return {**self.image(pixels).named(), "projected": self.encode_image(pixels).float()}
+
+    @torch.no_grad()
+    def examples(self, rows: Rows, keys: Tensor) -> Examples:
+        """The retrieval grid: for the caption of each picture in the first column, the pictures found for it, best first; and the
+        similarities of all pairs."""
+        pixels = rows["pixels"]
+        image, text = self.encode_image(pixels), self.encode_text(rows["tokens"])
+        scores = text @ image.T
+        order = scores.argsort(dim=1, descending=True)[:, :5]
+        shown = [torch.cat([pixels[i : i + 1], pixels[order[i]]]) for i in range(len(pixels))]
+        similar = (scores * self.scale.exp()).softmax(dim=1)
+        return Examples(pictures={"retrieval": pictures.tile(shown), "similarity": pictures.heat(similar)})
+
+
+OBJECTIVE = ImageText

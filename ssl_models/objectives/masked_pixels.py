@@ -1,0 +1,131 @@
+"""Masked pixels: an encoder sees a quarter of the patches, a light decoder restores the rest (MAE, He et al. 2021, arXiv
+2111.06377).
+
+Positions are added before masking. The target is each patch normalised by its own mean and unbiased variance; the loss
+is the squared error, averaged over a patch's values and counted once per masked patch. Visible patches carry no loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ssl_models import keyed, pictures
+from ssl_models.config import Backbone
+from ssl_models.encoding import Encoding
+from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
+from ssl_models.objectives import Options as BaseOptions
+from ssl_models.presets import resolve
+from ssl_models.transformer import Stack
+from ssl_models.vision import patch_encoder, patchify, sine_cosine_2d, to_unit, unpatchify
+
+_ORDER = 0
+"""Stream of `keyed`."""
+_EPSILON = 1e-6  # beside a patch's variance, as in MAE's code
+_SPREAD = 0.02
+
+
+class Decoder(BaseOptions):
+    """The decoder's size: overrides of the preset `mae-decoder`."""
+
+    layers: int = Field(default=2, ge=1)
+    width: int = Field(default=128, ge=4)
+    heads: int = Field(default=4, ge=1)
+
+
+class Options(BaseOptions):
+    """`models.NAME.task`."""
+
+    ratio: float = Field(default=0.75, gt=0, lt=1, description="part of the patches that is masked")
+    normalise: bool = Field(default=True, description="targets normalised patch by patch; else pixels in [0, 1]")
+    decoder: Decoder = Decoder()
+
+
+class MaskedPixels(Objective):
+    """A ViT on visible patches, and the decoder that is thrown away after pre-training."""
+
+    Options = Options
+    fixed: Tensor
+
+    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+        super().__init__(backbone, options, encoding)
+        self.options = options
+        self.encoder = encoder = patch_encoder(backbone, encoding)
+        if encoder.architecture.positions == "relative":
+            raise ValueError("positions: this objective drops patches, so positions must be sincos or learned")
+        self.visible = encoder.patches - round(encoder.patches * options.ratio)
+        if not 0 < self.visible < encoder.patches:
+            raise ValueError(f"task.ratio: {options.ratio} of {encoder.patches} patches masks none or all of them")
+        small = resolve(Backbone(preset="mae-decoder", patch=encoder.patch, **options.decoder.model_dump()))
+        self.narrow = nn.Linear(encoder.width, small.width)
+        self.mask = nn.Parameter(torch.randn(small.width) * _SPREAD)
+        self.decoder = Stack(small)
+        self.head = nn.Linear(small.width, encoder.values)
+        for layer in (self.narrow, self.head):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        positions = sine_cosine_2d(encoder.rows, encoder.columns, small.width)
+        self.register_buffer("fixed", torch.cat([torch.zeros(1, small.width), positions]), persistent=False)
+
+    def prepare(self, rows: Rows, keys: Tensor) -> Batch:
+        """`pixels` as they are and `order` int64 `[batch, patches]`: the first `visible` ones are seen."""
+        return {"pixels": rows["pixels"], "order": keyed.permutation(keys, self.encoder.patches, _ORDER)}
+
+    def count(self, batch: Batch) -> Tensor:
+        """Masked patches."""
+        order = batch["order"]
+        return torch.tensor(float(len(order) * (self.encoder.patches - self.visible)), device=order.device)
+
+    def targets(self, pixels: Tensor) -> Tensor:
+        """What the decoder should predict: `[batch, patches, values]`."""
+        target = patchify(to_unit(pixels), self.encoder.patch)
+        if self.options.normalise:
+            target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + _EPSILON).sqrt()
+        return target
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Predictions for every patch, in the picture's order: `[batch, patches, values]`."""
+        order = batch["order"]
+        seen = order[:, : self.visible, None]
+        patches = self.encoder.place(self.encoder.project(batch["pixels"]))
+        encoded = self.encoder.run(patches.gather(1, seen.expand(-1, -1, patches.shape[2])))
+        assert encoded.cls is not None
+        tokens = self.narrow(encoded.tokens)
+        full = self.mask.to(tokens.dtype).expand(len(order), self.encoder.patches, -1)
+        full = full.scatter(1, seen.expand(-1, -1, tokens.shape[2]), tokens)
+        x = torch.cat([self.narrow(encoded.cls)[:, None], full], dim=1) + self.fixed
+        predicted: Tensor = self.head(self.decoder(x)[:, 1:])
+        return predicted
+
+    def loss(self, predicted: Tensor, batch: Batch) -> Tensor:
+        """Sum over masked patches of the mean squared error of `predicted` `[batch, patches, values]`."""
+        error = ((predicted.float() - self.targets(batch["pixels"])) ** 2).mean(dim=-1)
+        return error.gather(1, batch["order"][:, self.visible :]).sum()
+
+    def forward(self, batch: Batch) -> Outcome:
+        """The loss on masked patches."""
+        return Outcome(self.loss(self.predict(batch), batch))
+
+    def features(self, rows: Rows) -> dict[str, Tensor]:
+        """`mean` over all patches, none masked, and `cls`."""
+        return self.encoder(rows["pixels"]).named()
+
+    @torch.no_grad()
+    def examples(self, rows: Rows, keys: Tensor) -> Examples:
+        """Pictures, what the encoder saw of them, and the restored ones."""
+        batch = self.prepare(rows, keys)
+        height, width = rows["pixels"].shape[-2:]
+        clean = patchify(to_unit(rows["pixels"]), self.encoder.patch)
+        predicted = self.predict(batch).float()
+        if self.options.normalise:  # a patch's own mean and spread are not predicted: lent for the picture
+            predicted = predicted * (clean.var(-1, keepdim=True) + _EPSILON).sqrt() + clean.mean(-1, keepdim=True)
+        hidden = torch.ones(clean.shape[:2], dtype=torch.bool, device=clean.device)
+        hidden.scatter_(1, batch["order"][:, : self.visible], False)
+        seen = torch.where(hidden[..., None], 0.5, clean)
+        restored = torch.where(hidden[..., None], predicted, clean)
+        shown = [unpatchify(part, self.encoder.patch, height, width) for part in (clean, seen, restored)]
+        return Examples(pictures={"original_masked_restored": pictures.tile(shown)})
+
+
+OBJECTIVE = MaskedPixels
