@@ -1,0 +1,111 @@
+"""A mistake in params.yaml or compute.yaml is one sentence that names the key."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import params
+from stages.params import UserError
+
+CORPUS = """corpora:
+  mine:
+    modality: text
+    ingest: {reader: jsonl, source: raw}
+    dedup: {}
+    tokenize: {}
+    shard: {}
+"""
+MODEL = "models: {m: {corpus: mine, objective: next_token, backbone: {preset: llama}, train: {steps: 1, batch: 1}}}\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params.load_params.cache_clear()
+    params.load_compute.cache_clear()
+
+
+def load(text: str) -> params.Params:
+    Path("params.yaml").write_text(text)
+    return params.load_params()
+
+
+def test_reader_options_are_the_further_keys_of_ingest() -> None:
+    corpus = load(CORPUS.replace("source: raw", "source: raw, text: body, max_reject_fraction: 0")).corpora["mine"]
+    assert corpus.ingest.options == {"text": "body"}
+    assert corpus.ingest.max_reject_fraction == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (CORPUS + "probee: 1\n", r"params\.yaml: probee: no such key"),
+        (CORPUS.replace("shard: {}", "shards: {}"), r"corpora\.mine\.shard: is required"),
+        (CORPUS.replace("text", "txt"), r"corpora\.mine\.modality: must be 'text', .* \(got 'txt'\)"),
+        (CORPUS.replace("raw", "3"), r"corpora\.mine\.ingest\.source: must be a valid string \(got 3\)"),
+        (CORPUS.replace("raw", "raw, max_reject_fraction: 2"), r"max_reject_fraction: must be less than or equal to 1"),
+        (CORPUS.replace("dedup: {}", "dedup: []"), r"corpora\.mine\.dedup: must be a mapping of keys .* not a list"),
+        ("- a\n", r"params\.yaml: must be a mapping of keys to values, not a list"),
+        ("corpora:\n", r"corpora: must be a mapping of keys to values, not nothing"),
+        ("", r"corpora: is required"),
+        (CORPUS + CORPUS, r"line 8: is not valid YAML: found duplicate key \"corpora\""),
+        (CORPUS.replace("    shard", "\tshard"), r"line 7: is not valid YAML"),
+        (CORPUS.replace("mine:", "../mine:"), r"corpora\.\.\./mine: a name must be text of letters"),
+        (CORPUS.replace("mine:", "my corpus:"), r"corpora\.my corpus: a name must be"),
+        (CORPUS.replace("mine:", "3:"), r"corpora\.3: a name must be"),
+        (CORPUS + MODEL.replace("mine", "yours"), r"models\.m\.corpus: there is no corpus 'yours' \(corpora: mine\)"),
+        (CORPUS + MODEL.replace("steps: 1", "steps: 0"), r"models\.m\.train\.steps: must be greater than"),
+        ("\x00", "is not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_its_key(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        load(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_where_to_run() -> None:
+    with pytest.raises(UserError, match=r"params\.yaml is missing: run the stage from the root"):
+        params.load_params()
+    assert params.load_compute() == params.Compute()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("workers: 0", "workers: must be greater than or equal to 1"),
+        ("workers: some", "workers: must be a valid integer"),
+        ("precision: half", "precision: must be 'auto'"),
+        ("local: 3", "local: must be a mapping"),
+    ],
+)
+def test_compute_is_checked_as_well(text: str, sentence: str) -> None:
+    Path("compute.yaml").write_text(text + "\n")
+    with pytest.raises(UserError, match=rf"compute\.yaml: {sentence}"):
+        params.load_compute()
+
+
+def test_names_that_are_not_there_list_those_that_are() -> None:
+    load(CORPUS + MODEL)
+    with pytest.raises(UserError, match=r"there is no such corpus \(corpora: mine\)"):
+        params.corpus("yours")
+    with pytest.raises(UserError, match=r"there is no such model \(models: m\)"):
+        params.model("gpt")
+    with pytest.raises(UserError, match=r"x\.reader: there is no 'xml' in stages\.readers \(there are: .*csv.*jsonl"):
+        params.find("stages.readers", "xml", "x.reader")
+
+
+def test_a_user_error_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stage(name: str) -> None:
+        raise UserError(f"{name} is wrong")
+
+    monkeypatch.setattr(sys, "argv", ["stages/ingest.py", "mine"])
+    with pytest.raises(SystemExit) as caught:
+        params.main(stage)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: mine is wrong\n"
