@@ -20,7 +20,7 @@ def correlation(a, b):
 
 def test_uniform_draws_fill_the_interval_evenly():
     values = draws()
-    assert 0 <= values.min() and values.max() < 1
+    assert values.min() >= 0 and values.max() < 1
     counts = torch.histc(values, 100, 0, 1)
     chi_squared = float(((counts - 1e4) ** 2 / 1e4).sum())
     assert chi_squared < 99 + 4 * math.sqrt(2 * 99)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -58,7 +59,7 @@ def test_putting_the_target_spans_back_restores_the_text(length, vocabulary, fil
             assert targets[0] == encoding.sentinels[0]
             assert len(targets) == noise + spans + 1
         places = [place for place, token in enumerate(inputs) if token in encoding.sentinels]
-        assert all(after - before > 1 for before, after in zip(places[:-1], places[1:], strict=True))
+        assert all(after - before > 1 for before, after in itertools.pairwise(places))
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 10**6))
