@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ssl_models.config import Backbone
 from ssl_models.cross_entropy import IGNORE, evaluate, linear_cross_entropy
@@ -42,6 +43,10 @@ class Denoising(TextObjective):
             return Outcome(linear_cross_entropy(hidden, model.head_weight, model.head_bias, targets))
         loss, correct = evaluate(hidden, model.head_weight, model.head_bias, targets)
         return Outcome(loss, {"accuracy": (correct, self.count(batch))})
+
+    def prompt(self, tokens: Tensor) -> Tensor:
+        """The tokens and `eos`."""
+        return functional.pad(tokens, (0, 1), value=self.encoding.eos)
 
     def encoder_features(self, tokens: Tensor, padding: Tensor | None, counted: Tensor) -> dict[str, Tensor]:
         """`mean` and `layerN.mean` of the encoder over the tokens `counted`; all `[batch, tokens]`."""

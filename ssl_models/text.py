@@ -97,6 +97,10 @@ class TextObjective(Objective):
     def forward(self, batch: Batch) -> Outcome:
         """The summed loss of one micro-batch."""
 
+    def prompt(self, tokens: Tensor) -> Tensor:
+        """Clean ids `[batch, tokens]` as the model reads them before it writes. ValueError where it writes nothing."""
+        raise ValueError("this model reads text and does not write any")
+
     def count(self, batch: Batch) -> Tensor:
         """Tokens to predict."""
         return (batch["targets"] != IGNORE).sum().float()

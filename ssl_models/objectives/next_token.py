@@ -14,11 +14,13 @@ import math
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from ssl_models.config import Backbone
 from ssl_models.cross_entropy import IGNORE, evaluate, linear_cross_entropy
 from ssl_models.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Options, Outcome, Rows
+from ssl_models.sampling import continuation
 from ssl_models.text import TextObjective, compared, content, shifted
 
 _PROMPT, _SAMPLE = 16, 96
@@ -67,6 +69,10 @@ class NextToken(TextObjective):
             sums["bits_per_byte"] = (loss.detach() / math.log(2), lengths.sum())
         return Outcome(loss, sums)
 
+    def prompt(self, tokens: Tensor) -> Tensor:
+        """`eos`, where a document begins, and the tokens."""
+        return functional.pad(tokens, (1, 0), value=self.encoding.eos)
+
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """`last`: of the last token; `mean` and `layerN.mean`: over the tokens.
 
@@ -87,23 +93,20 @@ class NextToken(TextObjective):
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
         """A continuation of the first validation row's beginning, the same prompt and the same draws each time."""
-        model, eos = self.transformer, self.encoding.eos
-        size = min(_SAMPLE, model.architecture.context)
-        start = rows["tokens"][:1, : min(_PROMPT, size // 2)]
-        tokens = torch.cat([torch.full_like(start[:, :1], eos), start], dim=1)
-        cache, generator = model.cache(size), torch.Generator().manual_seed(0)
-        hidden = model.decode(tokens, cache=cache)
-        while tokens.shape[1] < size:
-            logits = model.logits(hidden[:, -1]).float().cpu()[:, : self.encoding.vocabulary] / _TEMPERATURE
-            likeliest, ids = logits.topk(min(_LIKELIEST, logits.shape[1]))
-            drawn = ids.gather(1, torch.multinomial(likeliest.softmax(1), 1, generator=generator)).to(tokens.device)
-            tokens = torch.cat([tokens, drawn], dim=1)
-            if int(drawn) == eos:
-                break
-            hidden = model.decode(drawn, cache=cache)
+        context = self.transformer.architecture.context
+        start = rows["tokens"][:1, : min(_PROMPT, context // 2)]
+        written = continuation(
+            self.transformer,
+            self.prompt(start),
+            limit=min(_SAMPLE, context) - 1 - start.shape[1],
+            end=self.encoding.eos,
+            vocabulary=self.encoding.vocabulary,
+            temperature=_TEMPERATURE,
+            likeliest=_LIKELIEST,
+            generator=torch.Generator().manual_seed(0),
+        )
         decode = self.vocabulary.decode
-        end = 1 + start.shape[1]
-        entries = {"prompt": decode(tokens[0, 1:end].tolist()), "continuation": decode(tokens[0, end:].tolist())}
+        entries = {"prompt": decode(start[0].tolist()), "continuation": decode(written[0].tolist())}
         return Examples(texts={"sample": compared("Generated", entries)})
 
 

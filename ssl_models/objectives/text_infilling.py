@@ -165,6 +165,10 @@ class TextInfilling(Denoising):
         inputs, padding = self.infill(words, self.spans(words, keys))
         return {"inputs": inputs, "padding": padding, "targets": targets}
 
+    def prompt(self, tokens: Tensor) -> Tensor:
+        """`bos`, the tokens and `eos`."""
+        return F.pad(super().prompt(tokens), (1, 0), value=self.encoding.bos)
+
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """`mean` and `layerN.mean` of the encoder over the tokens without `bos`, `eos` and padding."""
         present = content(rows["tokens"], self.encoding)

@@ -1,0 +1,180 @@
+"""Features of a file of texts: `python -m ssl_models.encode MODEL FILE` writes a Parquet file of `id` and `features`.
+
+FILE is Parquet or JSON lines with a column of texts, or plain text of one document a line. A row's `id` is its own
+where the file has a column of that name, else the content's, as the ingest stage computes it. Texts are encoded as the
+probe's were: one document a row, cut to the model's length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from ssl_models.generate import open_text_model, tokenizer_of
+from ssl_models.text import TextObjective
+
+BATCH = 64
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+def _text(value: object, place: str, column: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: {column!r} is not a text but {type(value).__name__}")
+    return value
+
+
+def identity(text: str) -> str:
+    """32 hex digits: BLAKE2b-128 of the text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def documents(file: Path, column: str) -> Iterator[tuple[str, str]]:
+    """`(id, text)` of every row of `file`. ValueError names the file and the row that cannot be read."""
+    try:
+        if file.suffix == ".parquet":
+            yield from _parquet(file, column)
+        else:
+            yield from _lines(file, column)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _parquet(file: Path, column: str) -> Iterator[tuple[str, str]]:
+    with pq.ParquetFile(file) as content:
+        names = content.schema_arrow.names
+        if column not in names:
+            raise ValueError(f"{file}: has no column {column!r} (columns: {', '.join(names)}); name one with --column")
+        wanted = [name for name in ("id", column) if name in names]
+        number = 0
+        for batch in content.iter_batches(BATCH, columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                text = _text(row[column], f"{file}, row {number}", column)
+                yield str(row.get("id") or identity(text)), text
+
+
+def _lines(file: Path, column: str) -> Iterator[tuple[str, str]]:
+    with file.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            place = f"{file}:{number}"
+            try:
+                line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError:
+                raise ValueError(f"{place}: is not UTF-8") from None
+            if file.suffix not in JSON_LINES:
+                yield identity(line), line
+                continue
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise ValueError(f"{place}: is not JSON") from None
+            if not isinstance(row, dict) or column not in row:
+                raise ValueError(f"{place}: has no {column!r}; name the field with --column")
+            text = _text(row[column], place, column)
+            yield str(row.get("id") or identity(text)), text
+
+
+class Encoder:
+    """A language model as a function from texts to one of its named features."""
+
+    def __init__(self, objective: TextObjective, feature: str | None) -> None:
+        """`feature`: default the first that the objective names. ValueError where it names none of this kind."""
+        self.objective, self.feature, self.cut = objective, feature, 0
+        self.tokenizer: Tokenizer = tokenizer_of(objective)
+        self.tokenizer.encode_special_tokens = True  # a special token's name in a document is text
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """Features float32 `[texts, width]` on the CPU."""
+        encoding, device = self.objective.encoding, next(self.objective.parameters()).device
+        tokens = torch.full((len(texts), encoding.length), encoding.pad)
+        for row, found in enumerate(self.tokenizer.encode_batch(texts, add_special_tokens=False)):
+            ids = [*found.ids, encoding.eos]
+            self.cut += len(ids) > encoding.length
+            ids = ids[: encoding.length]
+            tokens[row, : len(ids)] = torch.tensor(ids)
+        with torch.inference_mode():
+            features = self.objective.features({"tokens": tokens.to(device)})
+        self.feature = self.feature or next(iter(features))
+        if self.feature not in features:
+            raise ValueError(f"the model has no feature {self.feature!r} (features: {', '.join(features)})")
+        return features[self.feature].float().cpu()
+
+
+def encode(encoder: Encoder, rows: Iterator[tuple[str, str]], output: Path) -> int:
+    """Write `output`, whole or not at all; returns the number of rows."""
+    partial, writer, count = output.with_name(f".{output.name}.partial"), None, 0
+    try:
+        for batch in tqdm(_batches(rows), unit="batch", disable=None):
+            features = encoder([text for _, text in batch])
+            width = features.shape[1]
+            values = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().reshape(-1)), width)
+            table = pa.table({"id": pa.array([number for number, _ in batch]), "features": values})
+            if writer is None:
+                named = table.schema.with_metadata({"feature": str(encoder.feature)})
+                writer = pq.ParquetWriter(partial, named)
+            writer.write_table(table.cast(writer.schema))
+            count += len(batch)
+        if writer is None:
+            raise ValueError("there is no text to encode")
+        writer.close()
+        partial.replace(output)
+    except OSError as error:
+        raise ValueError(f"{output}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _batches(rows: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch: list[tuple[str, str]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Encode the file named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m ssl_models.encode", description="Features of a file of texts.")
+    parser.add_argument("model", type=Path, help="the folder data/pretrain/NAME/model")
+    parser.add_argument("file", type=Path, help="texts: .parquet, .jsonl, or plain text, one document a line")
+    parser.add_argument("--output", type=Path, help="default: FILE with the ending .features.parquet")
+    parser.add_argument("--column", default="text", help="column of Parquet, field of JSON (default text)")
+    parser.add_argument("--feature", help="mean, last, cls, layerN.mean (default: the model's first)")
+    given = parser.parse_args(arguments)
+    output = given.output or given.file.with_suffix(".features.parquet")
+    try:
+        if not given.file.is_file():
+            raise ValueError(f"{given.file}: there is no such file")
+        if output.resolve() == given.file.resolve():
+            raise ValueError(f"{output}: would replace the file that is read")
+        encoder = Encoder(open_text_model(given.model), given.feature)
+        count = encode(encoder, documents(given.file, given.column), output)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    length = encoder.objective.encoding.length
+    shortened = f"; {encoder.cut} were longer than {length} tokens and were cut" if encoder.cut else ""
+    print(f"{output}: {encoder.feature!r} of {count} texts{shortened}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
