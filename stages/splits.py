@@ -140,18 +140,20 @@ class _Probe:
                     break
 
     def fill(self, c: int, candidates: Ints) -> None:
-        """Groups with class `c`, each to the part that wants it more, until both have their share of the class."""
+        """Groups with class `c` until both parts have their share of it; the test part first, so that it hardly changes
+        when the corpus grows."""
         for group in candidates:
             missing = self.wanted[:, c] - self.have[:, c]
-            part = int(missing.argmax())
-            if missing[part] <= 0:
+            if missing.max() <= 0:
                 return
             if not self._is_free(group):
                 continue
             classes, rows = self._labels(int(group))
-            room = float((self.wanted[part] - self.have[part]).sum())
-            if rows.sum() - room <= OVERSHOOT * rows.sum() and rows[classes == c].sum() <= 2 * missing[part]:
-                self._take(int(group), part)
+            for part in (1, 0):
+                room = float((self.wanted[part] - self.have[part]).sum())
+                if rows.sum() - room <= OVERSHOOT * rows.sum() and 0 < rows[classes == c].sum() <= 2 * missing[part]:
+                    self._take(int(group), part)
+                    break
 
     def _is_free(self, group: int) -> bool:
         """Still in train, and not needed there: two groups always stay, to train on and to validate."""

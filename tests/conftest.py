@@ -109,3 +109,18 @@ def make_text_shards(tmp_path_factory: pytest.TempPathFactory) -> MakeShards:
 def tiny_text_shards(make_text_shards: MakeShards) -> Path:
     """Real shards of 300 little labelled documents: 512 tokens, rows of 32. Read only."""
     return make_text_shards()
+
+
+@pytest.fixture(name="little_documents")
+def _little_documents() -> Callable[..., list[Document]]:
+    return little_documents
+
+
+@pytest.fixture(name="write_corpus")
+def _write_corpus() -> Callable[..., None]:
+    return write_corpus
+
+
+@pytest.fixture(name="run_stages")
+def _run_stages() -> Callable[..., None]:
+    return run_stages

@@ -35,9 +35,9 @@ from stages.params import UserError
 BATCH = 2048
 """Documents encoded at once."""
 TOKENIZER = "tokenizer.json"
-SENTINELS = 100
+SENTINEL_NAMES = tuple(f"<extra_id_{number}>" for number in range(100))
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>", "<cls>", "<sep>")
-LEAST_VOCABULARY = len(SPECIAL) + 256 + SENTINELS
+LEAST_VOCABULARY = len(SPECIAL) + 256 + len(SENTINEL_NAMES)
 SAMPLE_BYTES = 256 * 2**10
 """Text of each partition on which the fast engine must agree with `tokenizers`, and the decoder with the text."""
 
@@ -268,9 +268,9 @@ def _sample(partitions: Sequence[Path], limit: int) -> Iterator[str]:
 def _trained(texts: Iterator[str], options: Options) -> Tokenizer:
     """A tokenizer of at most `options.vocabulary` ids (fewer where the text has no more to merge)."""
     train = _bpe if options.algorithm == "bpe" else _unigram
-    tokenizer = train(texts, options.vocabulary - SENTINELS)
+    tokenizer = train(texts, options.vocabulary - len(SENTINEL_NAMES))
     tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.add_special_tokens([f"<extra_id_{number}>" for number in reversed(range(SENTINELS))])
+    tokenizer.add_special_tokens(list(reversed(SENTINEL_NAMES)))
     return tokenizer
 
 
@@ -304,8 +304,9 @@ def _unigram(texts: Iterator[str], vocabulary: int) -> Tokenizer:
         words.update(re.findall(WORDS, text.replace(" ", SPACE)))
     unmatched = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces = unigram.train(words, vocabulary - len(unmatched), always=PRINTABLE)
-    vocabulary_and_scores = [*((name, NEVER) for name in unmatched), *((p, s) for p, s in pieces if p not in unmatched)]
-    tokenizer = Tokenizer(models.Unigram(vocabulary_and_scores, SPECIAL.index("<unk>"), byte_fallback=True))
+    reserved = {*unmatched, *SENTINEL_NAMES}  # text may hold a name often enough to make it a piece
+    scored = [*((name, NEVER) for name in unmatched), *(piece for piece in pieces if piece[0] not in reserved)]
+    tokenizer = Tokenizer(models.Unigram(scored, SPECIAL.index("<unk>"), byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
