@@ -126,7 +126,12 @@ def read_model(folder: Path) -> Model:
 
 def load(folder: Path) -> Objective:
     """The trained objective of a Pretext folder, in eval mode on the CPU; ValueError says what is wrong with it."""
-    objective = build(read_model(folder), Encoding.load(folder / ENCODING))
+    model = read_model(folder)
+    try:
+        encoding = Encoding.load(folder / ENCODING)
+    except OSError as error:
+        raise ValueError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    objective = build(model, encoding)
     load_weights(objective, folder)
     return objective.eval()
 

@@ -51,5 +51,9 @@ class Encoding(BaseModel):
     @classmethod
     def load(cls_, folder: Path) -> Encoding:  # noqa: N804 - `cls` is a field
         """Read `encoding.json` from `folder`; FileNotFoundError, or ValueError where it is none."""
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return cls_.model_validate({**content, "folder": folder})
+        path = folder / FILE
+        text = path.read_bytes()
+        try:
+            return cls_.model_validate({**json.loads(text), "folder": folder})
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}: is not what the tokenize stage wrote") from None

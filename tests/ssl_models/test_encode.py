@@ -1,0 +1,105 @@
+"""Each text gets the features the probe would see, under its own id; nothing is cut or skipped in silence."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ssl_models import artifact
+from ssl_models.config import Backbone, Model, Train
+from ssl_models.encode import main
+from tests.ssl_models import texts
+
+LINES = ["The quick brown fox.", "", "Ann said </s> stop.", "naïve café, 東京 " * 30]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    at = tmp_path_factory.mktemp("trained")
+    encoding = texts.bpe(at / "encoding")
+    backbone = Backbone.model_validate({"preset": "llama", **texts.SMALL})
+    model = Model(corpus="c", objective="next_token", backbone=backbone, train=Train(steps=1, batch=1))
+    torch.manual_seed(0)
+    artifact.save(artifact.build(model, encoding), model, encoding, at / "model")
+    return at / "model"
+
+
+def identity(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def test_lines_get_the_features_of_the_objective(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    assert main([str(folder), str(file), "--feature", "mean"]) == 0
+    said = capsys.readouterr().out
+    assert "'mean' of 4 texts; 1 were longer than 64 tokens and were cut" in said
+    found = pq.read_table(tmp_path / "lines.features.parquet")
+    assert found.column("id").to_pylist() == [identity(line) for line in LINES]
+    assert found.schema.field("features").type == pa.list_(pa.float32(), 32)
+    objective = artifact.load(folder)
+    rows = [[*texts.encode(objective.encoding, line.replace("</s>", "")), 2] for line in (LINES[0], LINES[3])]
+    with torch.no_grad():
+        expected = objective.features({"tokens": texts.padded(rows, objective.encoding)})["mean"]
+    values = torch.tensor(found.column("features").to_pylist())
+    torch.testing.assert_close(values[[0, 3]], expected, atol=1e-6, rtol=1e-5)
+    assert values.isfinite().all()
+
+
+def test_json_lines_and_parquet_with_ids_give_the_same(folder: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"row{number}", "body": line} for number, line in enumerate(LINES)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    for name in ("a.jsonl", "b.parquet"):
+        output = tmp_path / f"{name}.out"
+        assert main([str(folder), str(tmp_path / name), "--column", "body", "--output", str(output)]) == 0
+    first, second = (pq.read_table(tmp_path / f"{name}.out") for name in ("a.jsonl", "b.parquet"))
+    assert first.equals(second)
+    assert first.column("id").to_pylist() == ["row0", "row1", "row2", "row3"]
+
+
+def test_many_rows_are_written_in_order(folder: Path, tmp_path: Path) -> None:
+    lines = [f"line {number}" for number in range(150)]
+    (tmp_path / "many.txt").write_text("\n".join(lines))
+    assert main([str(folder), str(tmp_path / "many.txt")]) == 0
+    found = pq.read_table(tmp_path / "many.features.parquet")
+    assert found.column("id").to_pylist() == [identity(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.txt", b"fine\n\xff\xfe\n", "a.txt:2: is not UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: is not JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', "a.jsonl:1: has no 'text'; name the field with --column"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' is not a text but int"),
+        ("a.parquet", b"PAR1", "a.parquet: cannot be read: "),
+        ("a.txt", b"", "there is no text to encode"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence_and_leaves_no_file(
+    name: str, content: bytes, sentence: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert main([str(folder), str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.splitlines()[-1].startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_column_or_feature_that_is_not_there_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
+    assert main([str(folder), str(tmp_path / "b.parquet")]) == 2
+    assert "has no column 'text' (columns: body)" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "b.parquet"), "--column", "body", "--feature", "max"]) == 2
+    assert "the model has no feature 'max' (features: last, mean" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "none.txt")]) == 2
+    assert "none.txt: there is no such file" in capsys.readouterr().err
