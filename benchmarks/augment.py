@@ -2,10 +2,10 @@
 
     python -m benchmarks.augment [--peer PYTHON] [--seconds 3] [--rounds 5]
 
-Both pipelines take uint8 pictures in memory to a float batch, with the same probabilities and strengths, on all cores: ours as
-one batch with torch's threads, PIL's with one process per core. They run in turns within one run; the ratio is of
-medians. `--peer` names the Python of an environment with torchvision, whose transforms (those of lightly's SimCLR
-example) then run in turn, too. Results go to benchmarks/results/augment.json with machine and date.
+Both pipelines take uint8 pictures in memory to a float batch, with the same probabilities and strengths, on all cores:
+ours as one batch with torch's threads, PIL's with one process per core. They run in turns within one run; the ratio
+is of medians. `--peer` names the Python of an environment with torchvision, whose transforms (those of lightly's
+SimCLR example) then run in turn, too. Results go to benchmarks/results/augment.json with machine and date.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ TORCHVISION = """
 import sys, time, json, numpy as np, torch, multiprocessing
 from PIL import Image
 from torchvision import transforms as T
-size, batch, blur, seconds, workers = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
+size, batch, workers = map(int, sys.argv[1:4])
+blur, seconds = map(float, sys.argv[4:6])
 transform = T.Compose([T.RandomResizedCrop(size, scale=(0.08, 1.0)), T.RandomHorizontalFlip(),
     T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2),
     T.RandomApply([T.GaussianBlur(max(3, size // 10 // 2 * 2 + 1), (0.1, 2.0))], blur), T.ToTensor()])
 def work(seed):
     torch.set_num_threads(1); torch.manual_seed(seed)
-    pictures = [Image.fromarray(p) for p in np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)]
+    noise = np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(p) for p in noise]
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         torch.stack([transform(p) for p in pictures]); count += batch
@@ -131,7 +133,7 @@ def main() -> None:
                     work = [(size, batch, options, arguments.seconds, seed) for seed in range(cores)]
                     rates["pil"].append(sum(pool.map(pil_process, work)))
                     if arguments.peer:
-                        values = [size, batch, blur, arguments.seconds, cores]
+                        values = [size, batch, cores, blur, arguments.seconds]
                         command = [arguments.peer, "-c", TORCHVISION, *map(str, values)]
                         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
                         rates.setdefault("torchvision", []).append(float(done.stdout))

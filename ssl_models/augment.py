@@ -2,8 +2,9 @@
 
 The geometry (crop, resize, flip, blur) is linear and separable, so it is two small matrices per sample and one batched
 matrix product for each axis; brightness, contrast, saturation and grey are one affine map of the colours. Only hue and
-solarise touch single pixels. (A CPU does the same arithmetic sample by sample, see `augment_kernel`.) Compared with a pipeline of PIL operations, blur comes before the colours, and colours
-are clamped to [0, 1] once rather than after every operation. Parameters follow SimCLR (Chen et al. 2020, arXiv 2002.05709).
+solarise touch single pixels. A CPU does the same arithmetic sample by sample, see `augment_kernel`. Compared with a
+pipeline of PIL operations, blur comes before the colours, and colours are clamped to [0, 1] once rather than after
+every operation. Parameters follow SimCLR (Chen et al. 2020, arXiv 2002.05709).
 """
 
 from __future__ import annotations

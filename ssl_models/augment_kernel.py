@@ -8,6 +8,7 @@ cache. The kernel releases the GIL and samples are split over threads; no sample
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -88,7 +89,7 @@ def _colour(view: Any, luma: Any, brightness: Any, contrast: Any, saturation: An
     for c in range(channels):
         total = 0.0
         for y in range(height):
-            part = zero
+            part: Any = zero
             for x in range(width):
                 part += view[c, y, x]
             total += part
@@ -120,7 +121,6 @@ def _samples(
     pixels: Any, rows: Any, columns: Any, luma: Any, factors: Any, invert: Any, out: Any, begin: int, end: int
 ) -> None:
     """Views of the samples begin..end-1. `factors` `[batch, 4]`: brightness, contrast, saturation, hue."""
-    source = np.empty(pixels.shape[2:], dtype=np.float32)
     line = np.zeros(2 * pixels.shape[3], dtype=np.float32)  # a shorter band's zero weights may reach beyond the end
     top, left = np.empty(rows.shape[1], dtype=np.uint32), np.empty(columns.shape[1], dtype=np.uint32)
     tall = np.empty((rows.shape[2], rows.shape[1]), dtype=np.float32)
@@ -128,8 +128,7 @@ def _samples(
     for b in range(begin, end):
         down, across = _bands(rows[b], top, tall), _bands(columns[b], left, wide)
         for c in range(pixels.shape[1]):
-            source[:] = pixels[b, c]
-            _resize(source, top, down, left, across, line, out[b, c])
+            _resize(pixels[b, c], top, down, left, across, line, out[b, c])
         _colour(out[b], luma, factors[b, 0], factors[b, 1], factors[b, 2], factors[b, 3], invert[b])
 
 
@@ -139,10 +138,10 @@ def apply(pixels: Tensor, rows: Tensor, columns: Tensor, luma: Tensor, factors: 
     contrast, saturation, hue in turns) and `invert` bool `[batch]`; split over as many threads as torch uses."""
     batch, channels = pixels.shape[:2]
     views = torch.empty(batch, channels, rows.shape[1], columns.shape[1])
-    arrays = [one.contiguous().numpy() for one in (pixels, rows, columns, luma, factors, invert)]
+    arrays = [one.contiguous().numpy() for one in (pixels.float(), rows, columns, luma, factors, invert)]
     workers = max(1, min(torch.get_num_threads(), batch))
     edges = [batch * worker // workers for worker in range(workers + 1)]
     with ThreadPoolExecutor(workers) as pool:
-        parts = zip(edges, edges[1:], strict=False)
+        parts = pairwise(edges)
         list(pool.map(lambda part: _samples(*arrays, views.numpy(), *part), parts))
     return views

@@ -1,8 +1,9 @@
 """A small visual codebook: k-means on patches of pixels, trained once by the tokenize stage and frozen ever after.
 
-It stands where BEiT has DALL-E's tokenizer, and is named for what it is: the index of a patch is that of the nearest of K mean
-patches. Deterministic: the first centres are drawn far apart by k-means++ from a seed, Lloyd's iterations follow (Arthur and
-Vassilvitskii 2007), and a centre that lost all its patches moves to the patch that is worst represented.
+It stands where BEiT has DALL-E's tokenizer, and is named for what it is: the index of a patch is that of the nearest
+of K mean patches. Deterministic: the first centres are drawn far apart by k-means++ from a seed, Lloyd's iterations
+follow (Arthur and Vassilvitskii 2007), and a centre that lost all its patches moves to the patch that is worst
+represented.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ _CHUNK = 1 << 24  # distances held at once, in numbers
 
 @dataclass(frozen=True)
 class Codebook:
-    """`centres` float32 `[codes, side * side * channels]` in [0, 1], flattened as by `vision.patchify`; `side` in pixels."""
+    """`centres` float32 `[codes, side * side * channels]` in [0, 1], flattened as by `vision.patchify`; `side` in
+    pixels."""
 
     centres: Tensor
     side: int
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Index of the nearest centre of each patch: int64 `[batch, patches]` of pictures `[batch, channels, height, width]`."""
+        """Index of the nearest centre of each patch: int64 `[batch, patches]` of pictures `[batch, channels, height,
+        width]`."""
         patches = patchify(to_unit(pixels), self.side)
         return _nearest(patches.flatten(0, 1), self.centres.to(pixels.device))[0].view(patches.shape[:2])
 
@@ -56,7 +59,8 @@ def load(folder: Path) -> Codebook:
 
 @dataclass(frozen=True)
 class Usage:
-    """How a codebook is used: `used` codes, and the `perplexity` of their distribution (codes, if all were equally frequent)."""
+    """How a codebook is used: `used` codes, and the `perplexity` of their distribution (codes, if all were equally
+    frequent)."""
 
     used: int
     perplexity: float
@@ -70,11 +74,12 @@ def usage(codes: Tensor, size: int) -> Usage:
 
 
 def fit(pixels: Tensor, side: int, codes: int, seed: int, iterations: int = 20) -> Codebook:
-    """A codebook of at most `codes` entries from a sample of pictures uint8 `[batch, channels, height, width]`: fewer where there
-    are not as many different patches. ValueError where patches of `side` pixels do not tile the pictures."""
+    """A codebook of at most `codes` entries from a sample of pictures uint8 `[batch, channels, height, width]`: fewer
+    where there are not as many different patches. ValueError where patches of `side` pixels do not tile the
+    pictures."""
     if pixels.shape[2] % side or pixels.shape[3] % side:
         raise ValueError(f"patches of {side} pixels do not tile pictures of {pixels.shape[2]}x{pixels.shape[3]}")
-    distinct, counts = patchify(pixels, side).flatten(0, 1).unique(dim=0, return_counts=True)
+    distinct, counts = torch.unique(patchify(pixels, side).flatten(0, 1), dim=0, return_counts=True)
     patches, weights = distinct.float() / 255, counts.float()
     centres = _spread(patches, weights, min(codes, len(patches)), torch.Generator().manual_seed(seed))
     for _ in range(iterations):
@@ -91,7 +96,9 @@ def fit(pixels: Tensor, side: int, codes: int, seed: int, iterations: int = 20) 
 
 
 def _spread(patches: Tensor, weights: Tensor, codes: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each further centre is a patch drawn with probability proportional to weight times squared distance."""
+    """k-means++: each further centre is a patch drawn with probability proportional to weight times squared
+    distance."""
+
     def drawn(mass: Tensor) -> int:
         cumulative = mass.double().cumsum(0)
         at = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
@@ -109,7 +116,7 @@ def _nearest(patches: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Index of and squared distance to the nearest of `centres` for each of `patches` `[count, values]`."""
     offset = (centres**2).sum(dim=1)
     found, distances = [], []
-    for part in patches.split(max(1, _CHUNK // len(centres))):
+    for part in torch.split(patches, max(1, _CHUNK // len(centres))):
         score = torch.addmm(offset, part, centres.T, alpha=-2)
         least, index = score.min(dim=1)
         found.append(index)

@@ -1,4 +1,5 @@
-"""The losses that couple a whole batch, as pure functions of its embeddings: one per paper, each a mean or a sum as stated."""
+"""The losses that couple a whole batch, as pure functions of its embeddings: one per paper, each a mean or a sum as
+stated."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from torch.nn import functional
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Normalised temperature-scaled cross-entropy (SimCLR, Chen et al. 2020, arXiv 2002.05709, equation 1).
 
-    `first` and `second` `[N, width]` are two views of the same N samples. Each of the 2N embeddings has to find its other view
-    among the 2N - 1 others by cosine similarity; the mean over all 2N.
+    `first` and `second` `[N, width]` are two views of the same N samples. Each of the 2N embeddings has to find its
+    other view among the 2N - 1 others by cosine similarity; the mean over all 2N.
     """
     both = functional.normalize(torch.cat([first, second]), dim=1)
     logits = both @ both.T / temperature
@@ -21,8 +22,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 def vicreg(first: Tensor, second: Tensor) -> Tensor:
-    """Variance-invariance-covariance (Bardes et al. 2021, arXiv 2105.04906) with weights 25, 25 and 1; the variance term is
-    the mean of the two views', as in Meta's code. `first` and `second` `[N, width]`, N > 1."""
+    """Variance-invariance-covariance (Bardes et al. 2021, arXiv 2105.04906) with weights 25, 25 and 1; the variance
+    term is the mean of the two views', as in Meta's code. `first` and `second` `[N, width]`, N > 1."""
     invariance = functional.mse_loss(first, second)
     variance, covariance = first.new_zeros(()), first.new_zeros(())
     for view in (first, second):
@@ -54,8 +55,8 @@ def clip(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def siglip(image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
-    """Sigmoid loss (Zhai et al. 2023, arXiv 2303.15343, equation 1): every pair of the N x N is judged by itself; the sum over
-    pairs divided by N. `scale` and `bias` are t and b of the paper."""
+    """Sigmoid loss (Zhai et al. 2023, arXiv 2303.15343, equation 1): every pair of the N x N is judged by itself; the
+    sum over pairs divided by N. `scale` and `bias` are t and b of the paper."""
     cosine = functional.normalize(image, dim=1) @ functional.normalize(text, dim=1).T
     sign = 2 * torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device) - 1
     return -functional.logsigmoid(sign * (scale * cosine + bias)).sum() / len(cosine)

@@ -18,8 +18,8 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def tile(rows: list[Tensor]) -> Tensor:
-    """A table of pictures, one table row per tensor `[columns, channels, height, width]` (uint8, or float in [0, 1]), all of one
-    size, one or three channels: uint8 `[height, width, 3]` with white margins."""
+    """A table of pictures, one table row per tensor `[columns, channels, height, width]` (uint8, or float in [0, 1]),
+    all of one size, one or three channels: uint8 `[height, width, 3]` with white margins."""
     table = torch.stack([to_uint8(row).cpu() for row in rows])
     if table.shape[2] != 3:
         table = table[:, :, :1].expand(-1, -1, 3, -1, -1)

@@ -1,8 +1,8 @@
 """ResNet-18 and ResNet-50 (He et al. 2015, arXiv 1512.03385) without their classifier.
 
-Weights are named as torchvision names them (`layer1.0.conv1.weight`, `bn1`, `downsample.0`), and as there the stride of a
-bottleneck sits in its 3x3 convolution. The stem for small pictures is a 3x3 convolution without pooling, as in SimCLR's
-CIFAR-10 experiments (Chen et al. 2020, appendix B.9).
+Weights are named as torchvision names them (`layer1.0.conv1.weight`, `bn1`, `downsample.0`), and as there the stride
+of a bottleneck sits in its 3x3 convolution. The stem for small pictures is a 3x3 convolution without pooling, as in
+SimCLR's CIFAR-10 experiments (Chen et al. 2020, appendix B.9).
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float pictures `[batch, channels, height, width]` to features `[batch, self.width, height / s, width / s]`, s = 8
-        with the small stem and 32 with the large, rounded up."""
+        """Float pictures `[batch, channels, height, width]` to features `[batch, self.width, height / s, width / s]`,
+        s = 8 with the small stem and 32 with the large, rounded up."""
         x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
         for stage in range(4):
             x = self.get_submodule(f"layer{stage + 1}")(x)

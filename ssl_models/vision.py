@@ -1,7 +1,8 @@
-"""The encoder of pictures that all objectives on pictures share: a ViT, which is a preset of the one transformer, or a ResNet.
+"""The encoder of pictures that all objectives on pictures share: a ViT, which is a preset of the one transformer, or a
+ResNet.
 
-A ViT's parts are methods of their own (`patchify`, `project`, `place`, `run`), as masked objectives step in between. Patches are
-flattened in the order (row, column, channel), as MAE's reference code does.
+A ViT's parts are methods of their own (`patchify`, `project`, `place`, `run`), as masked objectives step in between.
+Patches are flattened in the order (row, column, channel), as MAE's reference code does.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ def unpatchify(patches: Tensor, side: int, height: int, width: int) -> Tensor:
 
 
 def sine_cosine_2d(rows: int, columns: int, width: int) -> Tensor:
-    """MAE's fixed positions of a grid: `[rows * columns, width]`; the first half encodes the column, the second the row."""
+    """MAE's fixed positions of a grid: `[rows * columns, width]`; the first half encodes the column, the second the
+    row."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.cat([sine_cosine(column.flatten(), width // 2), sine_cosine(row.flatten(), width // 2)], dim=1)
 
 
 class GridBias(nn.Module):
-    """BEiT's relative position bias of one layer: a learned number per head and offset on the grid, with [CLS] apart."""
+    """BEiT's relative position bias of one layer: a learned number per head and offset on the grid, with [CLS]
+    apart."""
 
     index: Tensor
 
@@ -65,7 +68,8 @@ class GridBias(nn.Module):
 
 @dataclass
 class Encoded:
-    """`tokens` `[batch, tokens, width]`: patches, or places of a ResNet's last map; `cls` `[batch, width]`, ViT only."""
+    """`tokens` `[batch, tokens, width]`: patches, or places of a ResNet's last map; `cls` `[batch, width]`, ViT
+    only."""
 
     tokens: Tensor
     cls: Tensor | None
@@ -105,7 +109,18 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-class ConvolutionalEncoder(nn.Module):
+class VisionEncoder(nn.Module):
+    """Pictures to `Encoded`; `width` is that of its features."""
+
+    width: int
+
+    def features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What a probe reads of pictures `[batch, channels, height, width]`, by name, in float32."""
+        encoded: Encoded = self(pixels)
+        return encoded.named()
+
+
+class ConvolutionalEncoder(VisionEncoder):
     """A ResNet on normalised pixels."""
 
     def __init__(self, backbone: Backbone, encoding: Encoding) -> None:
@@ -119,7 +134,7 @@ class ConvolutionalEncoder(nn.Module):
         return Encoded(self.network(self.normalise(pixels)).flatten(2).mT, None)
 
 
-class PatchEncoder(nn.Module):
+class PatchEncoder(VisionEncoder):
     """A ViT on normalised pixels: patches, [CLS] first, positions fixed, learned, or relative in every layer."""
 
     fixed: Tensor
@@ -181,9 +196,6 @@ class PatchEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Encoded:
         """Pictures `[batch, channels, height, width]`, uint8 or float in [0, 1]."""
         return self.run(self.place(self.project(pixels)))
-
-
-VisionEncoder = ConvolutionalEncoder | PatchEncoder
 
 
 def vision_encoder(backbone: Backbone, encoding: Encoding) -> VisionEncoder:

@@ -1,8 +1,10 @@
-"""Contrastive views: two random views of a picture find each other in the batch (SimCLR, Chen et al. 2020, arXiv 2002.05709).
+"""Contrastive views: two random views of a picture find each other in the batch (SimCLR, Chen et al. 2020, arXiv
+2002.05709).
 
-Both views are drawn independently and pass the encoder in one batch; the loss sees the projections of the whole global batch,
-and the probe reads the encoder before the projector. `loss` may also name a loss without negatives: VICReg (Bardes et
-al. 2021) or Barlow Twins (Zbontar et al. 2021). The loss counts two predictions per picture: each view looks for the other.
+Both views are drawn independently and pass the encoder in one batch; the loss sees the projections of the whole global
+batch, and the probe reads the encoder before the projector. `loss` may also name a loss without negatives: VICReg
+(Bardes et al. 2021) or Barlow Twins (Zbontar et al. 2021). The loss counts two predictions per picture: each view
+looks for the other.
 """
 
 from __future__ import annotations
@@ -18,15 +20,14 @@ from ssl_models import augment, losses, pictures
 from ssl_models.augment import Augmentation
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
-from ssl_models.objectives import Options as BaseOptions
+from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.vision import vision_encoder
 
 _FIRST, _SECOND = 0, 2
 """Streams of `keyed`; a view uses two."""
 
 
-class Options(BaseOptions):
+class Task(Options):
     """`models.NAME.task`."""
 
     loss: Literal["nt_xent", "vicreg", "barlow_twins"] = "nt_xent"
@@ -38,10 +39,10 @@ class Options(BaseOptions):
 class Contrastive(Objective):
     """An encoder, and a projector that is thrown away after pre-training."""
 
-    Options = Options
+    Options = Task
     whole_batch = True
 
-    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+    def __init__(self, backbone: Backbone, options: Task, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding)
         self.options = options
         self.encoder = vision_encoder(backbone, encoding)
@@ -79,7 +80,7 @@ class Contrastive(Objective):
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """The encoder's, before the projector."""
-        return self.encoder(rows["pixels"]).named()
+        return self.encoder.features(rows["pixels"])
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:

@@ -1,9 +1,9 @@
-"""Image-text matching: a picture and its caption find each other in the batch (CLIP, Radford et al. 2021, arXiv 2103.00020; with
-`loss: siglip` the sigmoid loss of Zhai et al. 2023, arXiv 2303.15343).
+"""Image-text matching: a picture and its caption find each other in the batch (CLIP, Radford et al. 2021, arXiv
+2103.00020; with `loss: siglip` the sigmoid loss of Zhai et al. 2023, arXiv 2303.15343).
 
-Two encoders with linear projections; the text feature is read at the end-of-text token of a causal transformer. The whole global
-batch is coupled, whatever micro-batches and processes it is made in. The loss counts one prediction per pair. The
-scale is learned and not decayed.
+Two encoders with linear projections; the text feature is read at the end-of-text token of a causal transformer. The
+whole global batch is coupled, whatever micro-batches and processes it is made in. The loss counts one prediction per
+pair. The scale is learned and not decayed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from torch.nn import functional
 from ssl_models import losses, pictures
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
-from ssl_models.objectives import Options as BaseOptions
+from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.presets import resolve
 from ssl_models.transformer import Transformer
 from ssl_models.vision import vision_encoder
@@ -32,7 +31,7 @@ _SIGLIP_START, _SIGLIP_BIAS = math.log(10), -10.0
 _RECALLS = (1, 5)
 
 
-class Text(BaseOptions):
+class Text(Options):
     """The text encoder's size: overrides of the preset `clip-text`."""
 
     layers: int = Field(default=2, ge=1)
@@ -40,7 +39,7 @@ class Text(BaseOptions):
     heads: int = Field(default=4, ge=1)
 
 
-class Options(BaseOptions):
+class Task(Options):
     """`models.NAME.task`."""
 
     loss: Literal["clip", "siglip"] = "clip"
@@ -52,10 +51,10 @@ class Options(BaseOptions):
 class ImageText(Objective):
     """Two encoders, two projections, and the scale between them."""
 
-    Options = Options
+    Options = Task
     whole_batch = True
 
-    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+    def __init__(self, backbone: Backbone, options: Task, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding)
         if encoding.modality != "image_text":
             raise ValueError(f"objective: this objective needs pairs of image and text, not {encoding.modality}")
@@ -80,8 +79,8 @@ class ImageText(Objective):
         )
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Normalised embeddings `[batch, width]` of captions `[batch, length]`, read at the first `eos`, or at the last token of a
-        caption that was cut off."""
+        """Normalised embeddings `[batch, width]` of captions `[batch, length]`, read at the first `eos`, or at the
+        last token of a caption that was cut off."""
         ends = tokens == self.encoding.eos
         end = torch.where(ends.any(dim=1), ends.long().argmax(dim=1), tokens.shape[1] - 1)
         hidden = self.text.decode(tokens)
@@ -115,8 +114,8 @@ class ImageText(Objective):
 
     @torch.no_grad()
     def _recalls(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """Pictures whose caption is among the k most similar of the batch, and the reverse. Equal captions are all right answers
-        only as far as they tie; ties count as found."""
+        """Pictures whose caption is among the k most similar of the batch, and the reverse. Equal captions are all
+        right answers only as far as they tie; ties count as found."""
         similar = image.detach() @ text.detach().T
         found = {}
         for name, scores in (("image_to_text", similar), ("text_to_image", similar.T)):
@@ -126,8 +125,8 @@ class ImageText(Objective):
         return found
 
     def class_embeddings(self, names: list[str]) -> Tensor:
-        """Embeddings `[classes, width]` of class names in the prompts, averaged over the prompts (Radford et al., section 3.1.4).
-        ValueError without the encoding's tokenizer."""
+        """Embeddings `[classes, width]` of class names in the prompts, averaged over the prompts (Radford et al.,
+        section 3.1.4). ValueError without the encoding's tokenizer."""
         path = self.encoding.folder / "tokenizer.json"
         if not Path(path).exists():
             raise ValueError(f"{path}: is missing, and zero-shot prompts need it; run tokenize again")
@@ -144,18 +143,19 @@ class ImageText(Objective):
         return functional.normalize(embedded, dim=1)
 
     def zero_shot(self, pixels: Tensor, classes: Tensor) -> Tensor:
-        """Index of the most similar of `classes` `[classes, width]` (see `class_embeddings`) for each picture: int64 `[batch]`."""
+        """Index of the most similar of `classes` `[classes, width]` (see `class_embeddings`) for each picture: int64
+        `[batch]`."""
         return (self.encode_image(pixels) @ classes.T).argmax(dim=1)
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """The picture's: the image encoder before its projection, and `projected`."""
         pixels = rows["pixels"]
-        return {**self.image(pixels).named(), "projected": self.encode_image(pixels).float()}
+        return {**self.image.features(pixels), "projected": self.encode_image(pixels).float()}
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
-        """The retrieval grid: for the caption of each picture in the first column, the pictures found for it, best first; and the
-        similarities of all pairs."""
+        """The retrieval grid: for the caption of each picture in the first column, the pictures found for it, best
+        first; and the similarities of all pairs."""
         pixels = rows["pixels"]
         image, text = self.encode_image(pixels), self.encode_text(rows["tokens"])
         scores = text @ image.T

@@ -1,5 +1,5 @@
-"""Masked pixels: an encoder sees a quarter of the patches, a light decoder restores the rest (MAE, He et al. 2021, arXiv
-2111.06377).
+"""Masked pixels: an encoder sees a quarter of the patches, a light decoder restores the rest (MAE, He et al. 2021,
+arXiv 2111.06377).
 
 Positions are added before masking. The target is each patch normalised by its own mean and unbiased variance; the loss
 is the squared error, averaged over a patch's values and counted once per masked patch. Visible patches carry no loss.
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ssl_models import keyed, pictures
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
-from ssl_models.objectives import Options as BaseOptions
+from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.presets import resolve
 from ssl_models.transformer import Stack
 from ssl_models.vision import patch_encoder, patchify, sine_cosine_2d, to_unit, unpatchify
@@ -26,7 +25,7 @@ _EPSILON = 1e-6  # beside a patch's variance, as in MAE's code
 _SPREAD = 0.02
 
 
-class Decoder(BaseOptions):
+class Decoder(Options):
     """The decoder's size: overrides of the preset `mae-decoder`."""
 
     layers: int = Field(default=2, ge=1)
@@ -34,7 +33,7 @@ class Decoder(BaseOptions):
     heads: int = Field(default=4, ge=1)
 
 
-class Options(BaseOptions):
+class Task(Options):
     """`models.NAME.task`."""
 
     ratio: float = Field(default=0.75, gt=0, lt=1, description="part of the patches that is masked")
@@ -45,10 +44,10 @@ class Options(BaseOptions):
 class MaskedPixels(Objective):
     """A ViT on visible patches, and the decoder that is thrown away after pre-training."""
 
-    Options = Options
+    Options = Task
     fixed: Tensor
 
-    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+    def __init__(self, backbone: Backbone, options: Task, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding)
         self.options = options
         self.encoder = encoder = patch_encoder(backbone, encoding)
@@ -57,7 +56,9 @@ class MaskedPixels(Objective):
         self.visible = encoder.patches - round(encoder.patches * options.ratio)
         if not 0 < self.visible < encoder.patches:
             raise ValueError(f"task.ratio: {options.ratio} of {encoder.patches} patches masks none or all of them")
-        small = resolve(Backbone(preset="mae-decoder", patch=encoder.patch, **options.decoder.model_dump()))
+        small = resolve(
+            Backbone.model_validate({"preset": "mae-decoder", "patch": encoder.patch, **options.decoder.model_dump()})
+        )
         self.narrow = nn.Linear(encoder.width, small.width)
         self.mask = nn.Parameter(torch.randn(small.width) * _SPREAD)
         self.decoder = Stack(small)
@@ -109,7 +110,7 @@ class MaskedPixels(Objective):
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """`mean` over all patches, none masked, and `cls`."""
-        return self.encoder(rows["pixels"]).named()
+        return self.encoder.features(rows["pixels"])
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:

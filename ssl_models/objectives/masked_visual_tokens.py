@@ -1,8 +1,8 @@
 """Masked visual tokens: a ViT names the code of every masked patch (BEiT, Bao et al. 2021, arXiv 2106.08254).
 
-All positions enter, masked ones as a learned [M]; masks are blocks, about 40 % of the patches. The targets are indices in the
-codebook that the tokenize stage trained and froze (k-means on patches, not DALL-E's), of the same pixels that the encoder sees.
-Cross-entropy on masked positions only, counted once per masked patch.
+All positions enter, masked ones as a learned [M]; masks are blocks, about 40 % of the patches. The targets are indices
+in the codebook that the tokenize stage trained and froze (k-means on patches, not DALL-E's), of the same pixels that
+the encoder sees. Cross-entropy on masked positions only, counted once per masked patch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch.nn import functional
 from ssl_models import codebook, keyed, pictures
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
-from ssl_models.objectives import Options as BaseOptions
+from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.vision import patch_encoder, patchify, to_unit, unpatchify
 
 _BLOCKS = 0
@@ -30,7 +29,8 @@ _SPREAD = 0.02
 
 
 def block_masks(keys: Tensor, rows: int, columns: int, ratio: float, stream: int) -> Tensor:
-    """Blockwise masks bool `[batch, rows * columns]`, at most round(`ratio` * patches) of each masked and at least one."""
+    """Blockwise masks bool `[batch, rows * columns]`, at most round(`ratio` * patches) of each masked and at least
+    one."""
     patches = rows * columns
     most = max(1, round(ratio * patches))
     least = min(most, max(1, min(_SMALLEST, round(patches * _SMALLEST / _REFERENCE))))
@@ -55,7 +55,7 @@ def block_masks(keys: Tensor, rows: int, columns: int, ratio: float, stream: int
     return mask.flatten(1) | (bare[:, None] & anywhere)
 
 
-class Options(BaseOptions):
+class Task(Options):
     """`models.NAME.task`."""
 
     ratio: float = Field(default=0.4, gt=0, lt=1, description="part of the patches that is masked, at most")
@@ -64,10 +64,10 @@ class Options(BaseOptions):
 class MaskedVisualTokens(Objective):
     """A ViT, and a linear head over the codebook."""
 
-    Options = Options
+    Options = Task
     centres: Tensor
 
-    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+    def __init__(self, backbone: Backbone, options: Task, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding)
         self.options = options
         self.encoder = patch_encoder(backbone, encoding)
@@ -114,12 +114,12 @@ class MaskedVisualTokens(Objective):
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """`mean` over all patches, none masked, and `cls`."""
-        return self.encoder(rows["pixels"]).named()
+        return self.encoder.features(rows["pixels"])
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
-        """Pictures, what was seen of them, their codes' patches, and the patches of the predicted codes; and how many codes these
-        pictures use."""
+        """Pictures, what was seen of them, their codes' patches, and the patches of the predicted codes; and how many
+        codes these pictures use."""
         batch = self.prepare(rows, keys)
         height, width = rows["pixels"].shape[-2:]
         clean = to_unit(rows["pixels"])

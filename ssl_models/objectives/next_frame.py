@@ -1,9 +1,10 @@
 """Next frame: a ViT over the patches of all frames, causal in time, predicts every frame from those before it.
 
-A token sees its whole frame and all earlier ones, never a later one. It predicts how its patch will change, so that an untrained
-model copies the last frame: the baseline that stands beside every result. The loss is the squared error of pixels in [0, 1], summed;
-counted once per predicted pixel and channel. `loss` is teacher-forced (every true frame up to the last is seen);
-`free_running_mse` feeds the model its own frames after the first half. Srivastava et al. 2015 (arXiv 1502.04681) set the task.
+A token sees its whole frame and all earlier ones, never a later one. It predicts how its patch will change, so that an
+untrained model copies the last frame: the baseline that stands beside every result. The loss is the squared error of
+pixels in [0, 1], summed; counted once per predicted pixel and channel. `loss` is teacher-forced (every true frame up
+to the last is seen); `free_running_mse` feeds the model its own frames after the first half. Srivastava et al. 2015
+(arXiv 1502.04681) set the task.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from ssl_models import pictures
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
-from ssl_models.objectives import Options as BaseOptions
+from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.transformer import Stack
 from ssl_models.vision import patch_encoder, to_unit, unpatchify
 
@@ -25,10 +25,9 @@ _SPREAD = 0.02
 class NextFrame(Objective):
     """A ViT with learned times added to the positions of its patches."""
 
-    Options = BaseOptions
     seen: Tensor
 
-    def __init__(self, backbone: Backbone, options: BaseOptions, encoding: Encoding) -> None:
+    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding)
         if encoding.modality != "video" or encoding.frames < 2:
             raise ValueError(f"objective: the next frame needs video of at least 2 frames, not {encoding.modality}")
@@ -46,15 +45,16 @@ class NextFrame(Objective):
         self.register_buffer("seen", later[None, None], persistent=False)
 
     def encode(self, video: Tensor) -> Tensor:
-        """`video` `[batch, frames, channels, height, width]`, at most as many frames as in a row, to `[batch, frames, patches,
-        width]`."""
+        """`video` `[batch, frames, channels, height, width]`, at most as many frames as in a row, to `[batch, frames,
+        patches, width]`."""
         batch, frames = video.shape[:2]
         patches = self.encoder.place(self.encoder.project(video.flatten(0, 1)))
         x = patches.view(batch, frames, self.encoder.patches, -1) + self.time[:frames]
         x = self.encoder.norm(x.flatten(1, 2))
         seen = self.seen[..., : x.shape[1], : x.shape[1]]
         stack: Stack = self.encoder.stack
-        return stack(x, biases=[seen] * len(stack.blocks)).view(batch, frames, self.encoder.patches, -1)
+        out: Tensor = stack(x, biases=[seen] * len(stack.blocks))
+        return out.view(batch, frames, self.encoder.patches, -1)
 
     def predict(self, video: Tensor) -> Tensor:
         """The frame after each frame of `video` `[batch, frames, channels, height, width]`: float of the same shape."""
@@ -62,7 +62,8 @@ class NextFrame(Objective):
         return to_unit(video) + change.float().view(video.shape)
 
     def run_on(self, video: Tensor, given: int) -> Tensor:
-        """The frames from `given` on, each from the first `given` true frames and the model's own after them, clipped to [0, 1]."""
+        """The frames from `given` on, each from the first `given` true frames and the model's own after them, clipped
+        to [0, 1]."""
         frames = to_unit(video[:, :given])
         while frames.shape[1] < video.shape[1]:
             following = self.predict(frames)[:, -1:].clamp(0, 1)
@@ -101,7 +102,8 @@ class NextFrame(Objective):
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
-        """For a few videos three rows each: the true frames, those predicted from true ones, those predicted free-running."""
+        """For a few videos three rows each: the true frames, those predicted from true ones, those predicted
+        free-running."""
         video = to_unit(rows["pixels"][:4])
         given = self.frames // 2
         forced = torch.cat([video[:, :1], self.predict(video[:, :-1])], dim=1)

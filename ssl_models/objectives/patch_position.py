@@ -1,8 +1,9 @@
-"""Relative patch position: where does this patch lie beside that one? (context prediction, Doersch et al. 2015, arXiv 1505.05192)
+"""Relative patch position: where does this patch lie beside that one? (context prediction, Doersch et al. 2015, arXiv
+1505.05192)
 
-A picture gives a 3x3 arrangement of patches with gaps of about half a patch and jitter. Encoded once each, the centre is paired with
-its eight neighbours in both orders: 16 predictions of one of 8 positions. Against short cuts, colour is taken from some pictures
-(one channel stays, noise replaces the others), and some are shrunk and enlarged again.
+A picture gives a 3x3 arrangement of patches with gaps of about half a patch and jitter. Encoded once each, the centre
+is paired with its eight neighbours in both orders: 16 predictions of one of 8 positions. Against short cuts, colour is
+taken from some pictures (one channel stays, noise replaces the others), and some are shrunk and enlarged again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from torch.nn import functional
 from ssl_models import keyed, pictures
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
-from ssl_models.objectives import Options as BaseOptions
+from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.vision import ConvolutionalEncoder, to_unit, vision_encoder
 
 _JITTER, _CHOICE, _NOISE = range(3)
@@ -38,7 +38,7 @@ _NOISE_SPREAD = 0.01  # standard deviation of the noise in dropped channels, as 
 _SPREAD = 0.01
 
 
-class Options(BaseOptions):
+class Task(Options):
     """`models.NAME.task`."""
 
     drop_colour: float = Field(default=0.5, ge=0, le=1, description="probability that a picture keeps one channel only")
@@ -49,17 +49,16 @@ class Options(BaseOptions):
 class PatchPosition(Objective):
     """One encoder for all patches, fused late. The probe reads it on the nine patches of the plain grid."""
 
-    Options = Options
+    Options = Task
 
-    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+    def __init__(self, backbone: Backbone, options: Task, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding)
         self.options = options
         self.cell = min(encoding.height, encoding.width) // _SIDE
         self.side = round(self.cell * 2 / 3)  # the rest of a cell is gap: half a patch
         if self.side < 2:
-            raise ValueError(
-                f"objective: pictures of {encoding.height}x{encoding.width} are too small for nine patches; at least 9x9"
-            )
+            size = f"{encoding.height}x{encoding.width}"
+            raise ValueError(f"objective: pictures of {size} are too small for nine patches: at least 9x9")
         small = encoding.model_copy(update={"height": self.side, "width": self.side})
         self.encoder = vision_encoder(backbone, small)
         self.fusion = nn.Sequential(nn.Linear(2 * self.encoder.width, options.hidden), nn.ReLU())
@@ -68,8 +67,8 @@ class PatchPosition(Objective):
         nn.init.zeros_(self.head.bias)
 
     def patches(self, pixels: Tensor, offsets: Tensor) -> Tensor:
-        """The nine patches `[batch, 9, channels, side, side]` of `pixels` `[batch, channels, height, width]`; `offsets` int64 `[batch,
-        9, 2]` are rows and columns from the corner of a patch's cell."""
+        """The nine patches `[batch, 9, channels, side, side]` of `pixels` `[batch, channels, height, width]`;
+        `offsets` int64 `[batch, 9, 2]` are rows and columns from the corner of a patch's cell."""
         batch, channels, height, width = pixels.shape
         place = torch.arange(_PLACES, device=pixels.device)
         corner = torch.stack([place // _SIDE, place % _SIDE], dim=1) * self.cell
@@ -91,7 +90,7 @@ class PatchPosition(Objective):
     def _disguised(self, pixels: Tensor, keys: Tensor) -> Tensor:
         """Pictures without the short cuts that colour fringes and sharpness offer."""
         u = keyed.uniform(keys, 3, _CHOICE)
-        batch, channels, height, width = pixels.shape
+        channels, height, width = pixels.shape[1:]
         small = functional.interpolate(pixels, scale_factor=0.5, mode="bilinear", antialias=True)
         coarse = functional.interpolate(small, size=(height, width), mode="bilinear")
         pixels = torch.where((u[:, 0] < self.options.resample)[:, None, None, None], coarse, pixels)
@@ -130,8 +129,8 @@ class PatchPosition(Objective):
         return Outcome(loss, {"position_accuracy": (right, self.count(batch))})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`tiles`: the nine patches' features side by side; `mean` over them; and `whole`, a convolutional encoder on the picture
-        in one piece."""
+        """`tiles`: the nine patches' features side by side; `mean` over them; and `whole`, a convolutional encoder on
+        the picture in one piece."""
         pixels = to_unit(rows["pixels"])
         still = torch.full((len(pixels), _PLACES, 2), (self.cell - self.side) // 2, device=pixels.device)
         tiles = self.encoder(self.patches(pixels, still).flatten(0, 1)).pooled.view(len(pixels), _PLACES, -1).float()

@@ -1,7 +1,8 @@
 """Rotation: which way up is this picture? (RotNet, Gidaris et al. 2018, arXiv 1803.07728)
 
-Every picture enters in all four rotations of one batch, made by transposes and flips only, so that no resampled border gives the
-answer away. Augmentation comes before the rotation, the same for all four. The loss counts four predictions per picture.
+Every picture enters in all four rotations of one batch, made by transposes and flips only, so that no resampled border
+gives the answer away. Augmentation comes before the rotation, the same for all four. The loss counts four predictions
+per picture.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from ssl_models import augment, pictures
 from ssl_models.augment import Augmentation
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.objectives import Batch, Examples, Objective, Outcome, Rows
-from ssl_models.objectives import Options as BaseOptions
+from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.vision import to_unit, vision_encoder
 
 _VIEW = 0
@@ -25,12 +25,13 @@ _SPREAD = 0.01  # of the fresh head: predictions start near uniform
 
 
 def rotations(pixels: Tensor) -> Tensor:
-    """Square pictures `[batch, channels, side, side]` turned by 0, 90, 180 and 270 degrees against the clock: `[batch, 4, ...]`."""
+    """Square pictures `[batch, channels, side, side]` turned by 0, 90, 180 and 270 degrees against the clock: `[batch,
+    4, ...]`."""
     turned = pixels.transpose(2, 3).flip(2)
     return torch.stack([pixels, turned, pixels.flip(2).flip(3), turned.flip(2).flip(3)], dim=1)
 
 
-class Options(BaseOptions):
+class Task(Options):
     """`models.NAME.task`."""
 
     augment: Augmentation | None = None
@@ -40,9 +41,9 @@ class Options(BaseOptions):
 class Rotation(Objective):
     """An encoder and a linear head over four rotations."""
 
-    Options = Options
+    Options = Task
 
-    def __init__(self, backbone: Backbone, options: Options, encoding: Encoding) -> None:
+    def __init__(self, backbone: Backbone, options: Task, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding)
         if encoding.height != encoding.width:
             raise ValueError(f"objective: rotation needs square pictures, not {encoding.height}x{encoding.width}")
@@ -78,7 +79,7 @@ class Rotation(Objective):
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """Of the picture the right way up."""
-        return self.encoder(rows["pixels"]).named()
+        return self.encoder.features(rows["pixels"])
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
