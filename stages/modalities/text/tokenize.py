@@ -38,7 +38,7 @@ TOKENIZER = "tokenizer.json"
 SENTINEL_NAMES = tuple(f"<extra_id_{number}>" for number in range(100))
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>", "<cls>", "<sep>")
 LEAST_VOCABULARY = len(SPECIAL) + 256 + len(SENTINEL_NAMES)
-SAMPLE_BYTES = 256 * 2**10
+SAMPLE_BYTES = 64 * 2**10
 """Text of each partition on which the fast engine must agree with `tokenizers`, and the decoder with the text."""
 
 SPACE = "\u2581"
