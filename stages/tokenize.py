@@ -44,7 +44,9 @@ def run(name: str) -> None:
     partitions = tables.partitions(tables.address("dedup", name) / "rows")
     rows_in = sum(pq.read_metadata(path).num_rows for path in partitions)
     if rows_in == 0:
-        raise UserError(f"corpora.{name}: there are no rows to tokenize; see {tables.address('ingest', name)}/rejects")
+        raise UserError(
+            f"corpora.{name}: there are no rows to tokenize; see {tables.address('ingest', name)}/rejects.parquet"
+        )
     out = tables.address("tokenize", name)
     with tables.whole_folder(out / "encoding") as folder:
         encoding = modality.fit(partitions, chosen, folder).model_copy(update={"folder": folder})
