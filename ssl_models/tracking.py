@@ -9,6 +9,7 @@ training: what could not be sent is tried again, and in the end kept in a file.
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import queue
@@ -16,7 +17,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +29,8 @@ from ssl_models.objectives import Examples
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-POINTS = 300
-"""Metrics sent at once; MLflow takes 1,000."""
+AT_ONCE = 1000
+"""Most metrics in one batch that MLflow takes."""
 SECONDS = 3.0
 """Longest wait of a metric in the buffer."""
 RETRY = 20.0
@@ -113,8 +115,9 @@ class Tracker:
 
     def __init__(self, job: Job, memory: Path) -> None:
         self._job, self._memory = job, memory
-        self._queue: queue.SimpleQueue[_Point | _Shown | Status] = queue.SimpleQueue()
-        self._pending: list[_Point] = []
+        self._queue: queue.SimpleQueue[_Shown | Status] = queue.SimpleQueue()
+        self._points: deque[_Point] = deque()
+        """What the server does not have yet: the training thread appends, the tracking thread takes from the left."""
         self._run: dict[str, str | None] = {"run_id": None, "experiment_id": None}
         self._client: Any = None
         self._sent = {False: 0, True: 0}
@@ -126,7 +129,15 @@ class Tracker:
 
     def metrics(self, step: int, values: dict[str, float], evaluation: bool = False) -> None:
         """Metrics after `step` completed steps; those of an evaluation come beside those of the step itself."""
-        self._queue.put(_Point(step, evaluation, values))
+        self._points.append(_Point(step, evaluation, values))
+
+    def unsent(self) -> list[tuple[int, bool, dict[str, float], int]]:
+        """Metrics that only this process knows, for a checkpoint to keep."""
+        return [(p.step, p.evaluation, p.values, p.milliseconds) for p in self._points.copy()]
+
+    def restore(self, unsent: list[tuple[int, bool, dict[str, float], int]]) -> None:
+        """Take over what a killed process had not sent."""
+        self._points.extend(_Point(*point) for point in unsent)
 
     def examples(self, step: int, examples: Examples) -> None:
         """Texts and pictures made after `step` steps."""
@@ -141,33 +152,27 @@ class Tracker:
         return {**self._run, "tracking_uri": public(self._job.tracking.uri)}
 
     def _work(self) -> None:
-        self._attempt(self._begin)
-        since = time.monotonic()
+        self._attempt(self._send)
         while True:
             try:
                 item = self._queue.get(timeout=SECONDS)
             except queue.Empty:
-                item = None
-            if isinstance(item, _Point):
-                self._pending.append(item)
-            elif isinstance(item, _Shown):
-                self._attempt(lambda shown=item: self._show(shown))
-            ending = isinstance(item, str)
-            many = sum(len(point.values) for point in self._pending) >= POINTS
-            if self._pending and (ending or many or time.monotonic() - since >= SECONDS):
-                since = time.monotonic()
-                self._attempt(self._send, last=ending)
-            if isinstance(item, str):
-                self._attempt(lambda status=item: self._client.set_terminated(self._run["run_id"], status), last=True)
-                self._keep()
-                return
+                self._attempt(self._send)
+                continue
+            if isinstance(item, _Shown):
+                self._attempt(functools.partial(self._show, item))
+                continue
+            self._attempt(self._send, last=True)
+            self._attempt(functools.partial(self._end, item), last=True)
+            self._keep()
+            return
 
-    def _attempt(self, action: Any, last: bool = False) -> None:
+    def _attempt(self, action: Callable[[], None], last: bool = False) -> None:
         """Do `action` with a connection; a failure is warned of once and the next attempt waits a while."""
         if not last and time.monotonic() < self._next_attempt:
             return
         try:
-            if self._client is None and action != self._begin:
+            if self._client is None:
                 self._begin()
             action()
         except Exception as error:
@@ -176,7 +181,7 @@ class Tracker:
                 self._warned = True
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 print(
-                    f"warning: MLflow at {public(self._job.tracking.uri)} does not answer ({reason[0][:200]}); "
+                    f"warning: MLflow at {public(self._job.tracking.uri)} does not answer ({public(reason[0][:200])}); "
                     "training goes on",
                     file=sys.stderr,
                     flush=True,
@@ -240,18 +245,22 @@ class Tracker:
         """Send the buffer; a point whose step the run already has is dropped."""
         from mlflow.entities import Metric
 
-        while self._pending:
-            batch, metrics = 0, list[Any]()
-            while batch < len(self._pending) and len(metrics) + len(self._pending[batch].values) <= 1000:
-                point = self._pending[batch]
-                batch += 1
+        while self._points:
+            taken, metrics = list[_Point](), list[Metric]()
+            for point in self._points.copy():
+                if len(metrics) + len(point.values) > AT_ONCE:
+                    break
+                taken.append(point)
                 if point.step > self._sent[point.evaluation]:
                     metrics += [Metric(k, v, point.milliseconds, point.step) for k, v in point.values.items()]
             if metrics:
                 self._client.log_batch(self._run["run_id"], metrics=metrics)
-            for point in self._pending[:batch]:
+            for point in taken:
                 self._sent[point.evaluation] = max(self._sent[point.evaluation], point.step)
-            del self._pending[:batch]
+                self._points.popleft()
+
+    def _end(self, status: Status) -> None:
+        self._client.set_terminated(self._run["run_id"], status)
 
     def _show(self, shown: _Shown) -> None:
         for name, text in shown.examples.texts.items():
@@ -263,10 +272,10 @@ class Tracker:
 
     def _keep(self) -> None:
         """What no server took lies beside the checkpoints."""
-        if not self._pending:
+        if not self._points:
             return
         path = self._memory.parent.with_suffix(".metrics.jsonl")
         with path.open("a", encoding="utf-8") as file:
-            for point in self._pending:
+            for point in self._points:
                 file.write(json.dumps({"step": point.step, **point.values}) + "\n")
         print(f"warning: metrics that MLflow did not take are in {path}", file=sys.stderr, flush=True)

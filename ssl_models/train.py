@@ -167,7 +167,7 @@ def train(
     objective.to(world.device).train()
     learner = prepared_learner(job, world, objective, training)
     optimizer = Optimizer(objective, settings)
-    state = resume(job, objective, optimizer, world)
+    state = resume(job, objective, optimizer, world, tracker)
     batches, evaluation = Batches(training, settings, world), Evaluation(learner, shards, validation)
     writer = checkpoint.Writer(job.checkpoints)
     rate_name, per_row = ("tokens", encoding.length) if encoding.modality == "text" else ("samples", 1)
@@ -184,7 +184,7 @@ def train(
             if stop or write:
                 last_checkpoint, signals.checkpoint = time.monotonic(), False
                 if world.rank == 0:
-                    writer.save(snapshot(state, objective, optimizer))
+                    writer.save(snapshot(state, objective, optimizer, tracker))
                 if stop:
                     writer.wait()
                     raise Stopped
@@ -299,17 +299,20 @@ def finite(values: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def snapshot(state: State, objective: nn.Module, optimizer: Optimizer) -> checkpoint.Checkpoint:
+def snapshot(
+    state: State, objective: nn.Module, optimizer: Optimizer, tracker: Tracker | None
+) -> checkpoint.Checkpoint:
     """Everything that a resumed job needs."""
     tensors = {f"model/{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in optimizer.state().items()}
     tensors["losses"] = checkpoint.history(state.losses)
     evaluations = {str(step): values for step, values in state.evaluations.items()}
-    meta = {"seconds": state.seconds, "skipped": state.skipped, "evaluations": evaluations}
+    unsent = tracker.unsent() if tracker is not None else []
+    meta = {"seconds": state.seconds, "skipped": state.skipped, "evaluations": evaluations, "unsent": unsent}
     return checkpoint.Checkpoint(state.step, tensors, meta)
 
 
-def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World) -> State:
+def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World, tracker: Tracker | None) -> State:
     """The state of the newest whole checkpoint, put into model and optimizer; a fresh one where there is none."""
     found, damaged = checkpoint.load(job.checkpoints) if world.rank == 0 else (None, [])
     for sentence in damaged:
@@ -327,7 +330,8 @@ def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World) -
 
     objective.load_state_dict(under("model/"))
     optimizer.load(under("optimizer/"))
-    if world.rank == 0:
+    if tracker is not None:
+        tracker.restore(found.meta["unsent"])
         print(f"{job.name}: resumed at step {found.step} of {job.model.train.steps}", flush=True)
     evaluations = {int(step): values for step, values in found.meta["evaluations"].items()}
     return State(

@@ -1,0 +1,200 @@
+import json
+import sqlite3
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ssl_models import train
+from ssl_models.job import Dataset, Job, Tracking
+from ssl_models.objectives import Examples
+from ssl_models.parallel import World
+from ssl_models.tracking import Tracker, flat, public
+from tests.ssl_models.corpora import model, tiny_job
+
+mlflow = pytest.importorskip("mlflow")
+DATASET = Dataset(name="tiny", digest="0123456789abcdef0123456789abcdef.dir", source="data/shard/tiny/shards")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    folder = tmp_path_factory.mktemp("mlflow")
+    return Tracking(
+        uri=f"sqlite:///{folder / '.mlflow' / 'mlflow.db'}",
+        artifacts=(folder / ".mlflow" / "artifacts").as_uri(),
+        experiment="tiny",
+        tags={"stage": "pretrain@tiny", "git.commit": "c0ffee"},
+        datasets=(DATASET,),
+    )
+
+
+def client(store: Tracking) -> "mlflow.MlflowClient":
+    return mlflow.MlflowClient(tracking_uri=store.uri)
+
+
+def job(folder: Path, store: Tracking, **compute: float) -> Job:
+    return Job.load(tiny_job(folder, model(steps=8), store, **compute))
+
+
+def steps(store: Tracking, run_id: str, name: str) -> list[int]:
+    return [metric.step for metric in client(store).get_metric_history(run_id, name)]
+
+
+def test_a_run_has_parameters_tags_data_metrics_and_examples_and_is_finished(tmp_path: Path, store: Tracking) -> None:
+    subject = job(tmp_path / "whole", store)
+    train.run(subject, World(), train.Signals())
+    facts = json.loads((subject.output / "run.json").read_text())
+    run = client(store).get_run(facts["run_id"])
+    assert facts["tracking_uri"] == store.uri
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "tiny")
+    assert run.data.params["train.steps"] == "8"
+    assert run.data.params["backbone.preset"] == "llama"
+    assert run.data.tags["git.commit"] == "c0ffee"
+    assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [DATASET.digest]
+    for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "training_accuracy"):
+        assert steps(store, facts["run_id"], name) == list(range(1, 9))
+    for name in ("validation_loss", "rank_me", "knn_accuracy", "accuracy"):
+        assert steps(store, facts["run_id"], name) == [4, 8]
+    shown = client(store).list_artifacts(facts["run_id"], "examples/sample")
+    assert [Path(file.path).name for file in shown] == ["step-00000004.md", "step-00000008.md"]
+    assert len(client(store).list_artifacts(facts["run_id"], "examples/square")) == 2
+
+
+class AskedAt:
+    checkpoint = False
+
+    def __init__(self, step: int) -> None:
+        self._looks = -1
+        self._step = step
+
+    @property
+    def stop(self) -> int | None:
+        self._looks += 1
+        return 15 if self._looks == self._step else None
+
+
+def test_a_resumed_job_continues_its_run_and_repeats_no_step(tmp_path: Path, store: Tracking) -> None:
+    subject = job(tmp_path / "resumed", store)
+    with pytest.raises(train.Stopped):
+        train.run(subject, World(), AskedAt(5))
+    remembered = json.loads((subject.checkpoints / "run.json").read_text())
+    assert client(store).get_run(remembered["run_id"]).info.status == "KILLED"
+    # A kill may come long after the last checkpoint: take the job back to where nothing was saved.
+    for path in subject.checkpoints.glob("step-*"):
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    train.run(subject, World(), train.Signals())
+    facts = json.loads((subject.output / "run.json").read_text())
+    assert facts["run_id"] == remembered["run_id"]
+    assert client(store).get_run(facts["run_id"]).info.status == "FINISHED"
+    assert steps(store, facts["run_id"], "loss") == list(range(1, 9))
+    assert steps(store, facts["run_id"], "validation_loss") == [4, 8]
+
+
+def test_a_job_that_fails_marks_its_run_failed(tmp_path: Path, store: Tracking) -> None:
+    subject = Job.load(tiny_job(tmp_path / "failed", model(task={"explode_at": 1.0}), store))
+    with pytest.raises(train.JobError):
+        train.run(subject, World(), train.Signals())
+    remembered = json.loads((subject.checkpoints / "run.json").read_text())
+    assert client(store).get_run(remembered["run_id"]).info.status == "FAILED"
+
+
+def test_a_run_that_was_deleted_is_begun_anew(tmp_path: Path, store: Tracking) -> None:
+    subject = job(tmp_path / "deleted", store)
+    memory = subject.checkpoints / "run.json"
+    first = Tracker(subject, memory).finish("KILLED")["run_id"]
+    client(store).delete_run(first)
+    second = Tracker(subject, memory).finish("FINISHED")["run_id"]
+    assert second is not None and second != first
+
+
+def test_a_server_that_is_down_costs_a_warning_and_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    down = Tracking(uri="http://someone:secret@127.0.0.1:1")
+    subject = job(tmp_path / "down", down)
+    train.run(subject, World(), train.Signals())
+    facts = json.loads((subject.output / "run.json").read_text())
+    assert facts == {"run_id": None, "experiment_id": None, "tracking_uri": "http://127.0.0.1:1"}
+    kept = [json.loads(line) for line in subject.checkpoints.with_suffix(".metrics.jsonl").read_text().splitlines()]
+    assert Counter("validation_loss" in point for point in kept) == {False: 8, True: 2}
+    error = capsys.readouterr().err
+    assert error.count("does not answer") == 1
+    assert "secret" not in error
+
+
+def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(tmp_path: Path, store: Tracking) -> None:
+    subject = job(tmp_path / "unsent", store)
+    offline = Tracker(subject.model_copy(update={"tracking": Tracking()}), subject.checkpoints / "none.json")
+    offline.metrics(1, {"loss": 3.0})
+    offline.metrics(2, {"loss": 2.0})
+    kept = json.loads(json.dumps(offline.unsent()))
+    tracker = Tracker(subject, subject.checkpoints / "run.json")
+    tracker.restore(kept)
+    tracker.metrics(3, {"loss": 1.0})
+    run_id = tracker.finish("FINISHED")["run_id"]
+    assert run_id is not None
+    assert steps(store, run_id, "loss") == [1, 2, 3]
+
+
+def test_metrics_are_sent_in_few_batches(tmp_path: Path, store: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    original = mlflow.MlflowClient.log_batch
+
+    def counted(self: object, run_id: str, metrics: tuple[object, ...] = (), **more: object) -> None:
+        batches.append(len(metrics))
+        original(self, run_id, metrics, **more)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
+    subject = job(tmp_path / "batches", store)
+    tracker = Tracker(subject, subject.checkpoints / "run.json")
+    for step in range(1, 2001):
+        tracker.metrics(step, {"loss": 1.0 / step, "learning_rate": 0.1})
+    facts = tracker.finish("FINISHED")
+    sent = [size for size in batches if size]
+    assert sum(sent) == 4000
+    assert len(sent) <= 20
+    assert facts["run_id"] is not None
+    assert len(steps(store, facts["run_id"], "loss")) == 2000
+
+
+@pytest.mark.slow
+def test_several_jobs_may_be_the_first_to_use_a_store(tmp_path: Path) -> None:
+    fresh = Tracking(uri=f"sqlite:///{tmp_path / '.mlflow' / 'mlflow.db'}", experiment="tiny")
+    subjects = [job(tmp_path / f"job{number}", fresh) for number in range(3)]
+    trackers = [Tracker(subject, subject.checkpoints / "run.json") for subject in subjects]
+    found = [tracker.finish("FINISHED") for tracker in trackers]
+    assert len({facts["run_id"] for facts in found} - {None}) == 3
+    assert len({facts["experiment_id"] for facts in found}) == 1
+
+
+def test_no_point_is_lost_while_the_store_is_locked(tmp_path: Path, store: Tracking) -> None:
+    subject = job(tmp_path / "locked", store)
+    tracker = Tracker(subject, subject.checkpoints / "run.json")
+    tracker.examples(1, Examples(texts={"note": "hello"}))
+    end = time.monotonic() + 60
+    while not (subject.checkpoints / "run.json").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    path = str(store.uri).removeprefix("sqlite:///")
+    with sqlite3.connect(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        tracker.metrics(1, {"loss": 2.0})
+        time.sleep(0.2)
+        other.rollback()
+    facts = tracker.finish("FINISHED")
+    assert facts["run_id"] is not None
+    assert steps(store, facts["run_id"], "loss") == [1]
+
+
+def test_nested_parameters_become_dotted_names() -> None:
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"}) == {"a.b": "1", "a.c.d": "None", "e": "x"}
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    assert public("postgresql://user:pass@host:5432/db") == "postgresql://host:5432/db"
+    assert public("sqlite:////a/b@c/mlflow.db") == "sqlite:////a/b@c/mlflow.db"
+    assert public(None) is None
