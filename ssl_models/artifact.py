@@ -120,7 +120,7 @@ def read_model(folder: Path) -> Model:
         return Model.model_validate(content["model"])
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError):
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError):
         raise ValueError(f"{path}: is not what a training job wrote") from None
 
 

@@ -1,0 +1,154 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssl_models.job import Job
+from stages import params, pretrain, provenance
+from stages.params import UserError
+from tests.ssl_models import corpora
+
+PARAMS = """
+corpora:
+  tiny:
+    modality: text
+    ingest: {reader: jsonl, source: here}
+    dedup: {}
+    tokenize: {}
+    shard: {}
+models:
+  gpt:
+    corpus: tiny
+    objective: next_token
+    backbone: {preset: llama, layers: 1, width: 16, heads: 2}
+    train: {steps: 6, batch: 4, evaluate_every: 3, validation_rows: 8}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    corpora.text_shards(tmp_path / "data" / "shard" / "tiny" / "shards")
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    params.load_params.cache_clear()
+    params.load_compute.cache_clear()
+    return tmp_path
+
+
+def edit(project: Path, old: str, new: str) -> None:
+    text = (project / "params.yaml").read_text()
+    assert old in text
+    (project / "params.yaml").write_text(text.replace(old, new))
+    params.load_params.cache_clear()
+
+
+def job_of(project: Path) -> Job:
+    return Job.load(pretrain.write_job("gpt", params.model("gpt")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("next_token", "next_tokn", "models.gpt.objective: there is no 'next_tokn'"),
+        ("preset: llama", "preset: lama", "models.gpt.backbone.preset"),
+        ("heads: 2", "heads: 3", "models.gpt.backbone"),
+        ("heads: 2", "heds: 2", "models.gpt.backbone"),
+        ("steps: 6", "steps: 0", "models.gpt.train.steps"),
+        ("train: {", "init_from: nowhere\n    train: {", "models.gpt.init_from: there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_key_before_any_work(
+    project: Path, old: str, new: str, sentence: str
+) -> None:
+    edit(project, old, new)
+    with pytest.raises(UserError) as error:
+        pretrain.pretrain("gpt")
+    assert sentence in str(error.value)
+    assert not (project / ".checkpoints").exists()
+
+
+def test_missing_shards_name_the_stage_to_run(project: Path) -> None:
+    (project / "data" / "shard" / "tiny" / "shards" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="dvc repro shard@tiny"):
+        job_of(project)
+
+
+def test_the_key_of_the_checkpoints_changes_with_what_decides_the_result_and_nothing_else(project: Path) -> None:
+    first = job_of(project)
+    (project / "compute.yaml").write_text("micro_batch: 2\ncheckpoint_seconds: 1\n")
+    params.load_compute.cache_clear()
+    second = job_of(project)
+    assert second.compute.micro_batch == 2
+    assert second.checkpoints == first.checkpoints
+    edit(project, "steps: 6", "steps: 7")
+    assert job_of(project).checkpoints != first.checkpoints
+    edit(project, "steps: 7", "steps: 6")
+    assert job_of(project).checkpoints == first.checkpoints
+    manifest = project / "data" / "shard" / "tiny" / "shards" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("class0", "other"))
+    assert job_of(project).checkpoints != first.checkpoints
+
+
+def test_the_job_file_is_the_owners_alone(project: Path) -> None:
+    path = pretrain.write_job("gpt", params.model("gpt"))
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_tracking_store_is_absolute_unless_another_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provenance.tracking_uri() == f"sqlite:///{project}/.mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert job_of(project).tracking.uri == "http://127.0.0.1:5000"
+    assert job_of(project).tracking.artifacts is None
+    (project / "compute.yaml").write_text("tracking_uri: http://127.0.0.1:6000\n")
+    params.load_compute.cache_clear()
+    assert provenance.tracking_uri() == "http://127.0.0.1:6000"
+
+
+def test_the_digest_of_the_data_is_dvcs_where_the_lock_is_of_this_data(project: Path) -> None:
+    folder = Path("data/shard/tiny/shards")
+    fallback = provenance.shards_dataset("tiny", folder).digest
+    assert len(fallback) == 32
+    recorded = "ab" + "0" * 30 + ".dir"
+    Path("dvc.lock").write_text(
+        f"stages:\n  shard@tiny:\n    outs:\n    - {{path: {folder.as_posix()}, md5: {recorded}}}\n"
+    )
+    assert provenance.shards_dataset("tiny", folder).digest == fallback  # cannot be checked
+    listing = project / ".dvc/cache/files/md5" / recorded[:2] / recorded[2:]
+    listing.parent.mkdir(parents=True)
+    listing.write_text(json.dumps([{"relpath": "manifest.json", "md5": fallback}]))
+    assert provenance.shards_dataset("tiny", folder).digest == recorded
+    listing.write_text(json.dumps([{"relpath": "manifest.json", "md5": "0" * 32}]))
+    assert provenance.shards_dataset("tiny", folder).digest == fallback  # stale
+
+
+def stage(project: Path, root: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.pretrain", "gpt"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_stage_trains_and_terminates_on_request(project: Path, request: pytest.FixtureRequest) -> None:
+    done = stage(project, request.config.rootpath)
+    out, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error
+    assert (project / "data/pretrain/gpt/model/model.safetensors").exists()
+    assert json.loads((project / "data/pretrain/gpt/run.json").read_text())["run_id"]
+    assert "trained 6 steps" in out
+
+    edit(project, "steps: 6", "steps: 100000")
+    stopped = stage(project, request.config.rootpath)
+    assert stopped.stdout is not None and "step" in stopped.stdout.readline()
+    began = time.monotonic()
+    stopped.send_signal(signal.SIGTERM)
+    stopped.communicate(timeout=60)
+    assert stopped.returncode == 143
+    assert time.monotonic() - began < 30
+    assert list((project / ".checkpoints").glob("gpt-*/step-*"))
