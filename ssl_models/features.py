@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,19 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ssl_models.logistic import Matrix
+from ssl_models.manifest import PROBE_COLUMNS
 from ssl_models.objectives import Objective, Rows
 
-Read = Callable[[npt.NDArray[np.int64]], Rows]
+Indices = npt.NDArray[np.int64]
+Read = Callable[[Indices], Rows]
 """Rows at these indices, on the CPU: `ssl_models.shards.Split.rows`."""
 
 BATCH = {"cpu": 64}
 BATCH_ON_DEVICE = 256
 LARGEST_RAW = 4096
 """Pixels are averaged over squares until a row has at most as many values: the raw baseline stays affordable."""
+SPARE = 2
+"""Padding left behind the longest text of a batch, so that an objective still sees where it ends."""
 SPARSE_WIDTH, SPARSE_SHARE = 1024, 0.1
 """Raw rows at least so wide and at most so full are kept sparse."""
 
@@ -60,34 +65,60 @@ def frozen(objective: Objective) -> Iterator[None]:
         )
 
 
-def extract(objective: Objective, read: Read, rows: npt.NDArray[np.int64], folder: Path) -> dict[str, Matrix]:
-    """All named features of `rows`, each a memory-mapped float32 `[rows, width]` in `folder`, by name in the
+@dataclass(frozen=True)
+class Source:
+    """Rows to be encoded, numbered as `read` numbers them. `lengths` `[rows]`: tokens of each text without its padding;
+    texts of like length are then read together, without most of the padding, which changes no feature."""
+
+    read: Read
+    rows: Indices
+    lengths: Indices | None = None
+
+    def batches(self, objective: Objective) -> Iterator[tuple[Indices, Rows]]:
+        """(positions in `rows`, those rows on the objective's device)."""
+        device = next(objective.parameters()).device
+        size = BATCH.get(device.type, BATCH_ON_DEVICE)
+        order = np.arange(len(self.rows)) if self.lengths is None else np.argsort(self.lengths, kind="stable")
+        for start in tqdm(range(0, len(order), size), unit="batch", disable=None, leave=False):
+            at = np.sort(order[start : start + size])
+            batch = {name: values for name, values in self.read(self.rows[at]).items() if name not in PROBE_COLUMNS}
+            if self.lengths is not None:
+                batch["tokens"] = batch["tokens"][:, : int(self.lengths[at].max()) + SPARE]
+            yield at, {name: values.to(device) for name, values in batch.items()}
+
+
+def extract(objective: Objective, source: Source, folder: Path) -> dict[str, Matrix]:
+    """All named features of the source's rows, each a memory-mapped float32 `[rows, width]` in `folder`, by name in the
     objective's order. The objective stays on its device."""
     found: dict[str, npt.NDArray[np.float32]] = {}
     with frozen(objective):
-        for at, batch in _batches(objective, read, rows):
+        for at, batch in source.batches(objective):
             for name, values in objective.features(batch).items():
                 if name not in found:
-                    found[name] = _store(folder / f"{len(found):03d}.npy", len(rows), values)
-                found[name][at : at + len(values)] = values.float().cpu().numpy()
+                    found[name] = _store(folder / f"{len(found):03d}.npy", len(source.rows), values)
+                found[name][at] = values.float().cpu().numpy()
     return found
 
 
-def extract_raw(objective: Objective, read: Read, rows: npt.NDArray[np.int64], folder: Path) -> Matrix:
-    """The raw-input baseline of `rows`: sparse where most of its values are zero (counts of tokens), else
+def extract_raw(objective: Objective, source: Source, folder: Path) -> Matrix:
+    """The raw-input baseline of the source's rows: sparse where most of its values are zero (counts of tokens), else
     memory-mapped in `folder`."""
     parts: list[csr_array] = []
+    places: list[Indices] = []
     dense: npt.NDArray[np.float32] | None = None
     with frozen(objective):
-        for at, batch in _batches(objective, read, rows):
+        for at, batch in source.batches(objective):
             values = objective.raw(_shrink(batch))
-            if at == 0 and not _mostly_zero(values):
-                dense = _store(folder / "raw.npy", len(rows), values)
+            if not parts and dense is None and not _mostly_zero(values):
+                dense = _store(folder / "raw.npy", len(source.rows), values)
             if dense is None:
                 parts.append(_sparse(values))
+                places.append(at)
             else:
-                dense[at : at + len(values)] = values.float().cpu().numpy()
-    return csr_array(vstack(parts), dtype=np.float32) if dense is None else dense
+                dense[at] = values.float().cpu().numpy()
+    if dense is not None:
+        return dense
+    return csr_array(vstack(parts), dtype=np.float32)[np.argsort(np.concatenate(places))]
 
 
 def _store(path: Path, rows: int, values: Tensor) -> npt.NDArray[np.float32]:
@@ -95,14 +126,6 @@ def _store(path: Path, rows: int, values: Tensor) -> npt.NDArray[np.float32]:
     if values.ndim != 2:
         raise RuntimeError(f"features are [batch, width], these are {list(values.shape)}")
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, values.shape[1]))
-
-
-def _batches(objective: Objective, read: Read, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, Rows]]:
-    device = next(objective.parameters()).device
-    size = BATCH.get(device.type, BATCH_ON_DEVICE)
-    for at in tqdm(range(0, len(rows), size), unit="batch", disable=None, leave=False):
-        batch = read(rows[at : at + size])
-        yield at, {name: values.to(device) for name, values in batch.items() if name not in ("label", "test")}
 
 
 def _shrink(rows: Rows) -> Rows:
@@ -131,6 +154,6 @@ def _sparse(values: Tensor) -> csr_array:
     values = values.detach().cpu()
     if values.layout == torch.strided:
         return csr_array(values.float().numpy())
-    values = values.to_sparse_csr() if values.layout != torch.sparse_csr else values
-    content = (values.values().float().numpy(), values.col_indices().numpy(), values.crow_indices().numpy())
+    pairs = values.to_sparse_coo().coalesce()
+    content = (pairs.values().float().numpy(), tuple(pairs.indices().numpy()))
     return csr_array(content, shape=tuple(values.shape))

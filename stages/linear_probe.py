@@ -21,7 +21,7 @@ import torch
 from ssl_models import artifact, probe_tracking, report
 from ssl_models.config import Probe
 from ssl_models.encoding import Encoding
-from ssl_models.features import extract, extract_raw
+from ssl_models.features import Source, extract, extract_raw
 from ssl_models.objectives import Objective
 from ssl_models.probe import Report, Task, probe
 from ssl_models.shards import Shards, Split
@@ -52,14 +52,23 @@ def select(shards: Shards, config: Probe) -> tuple[Split, Task] | str:
     return split, task
 
 
-def encoders(folder: Path, seed: int) -> tuple[Objective, Objective]:
+def encoders(folder: Path, encoding: Encoding, seed: int) -> tuple[Objective, Objective]:
     """The trained objective of a model folder, and the same one at a random initialisation."""
     trained = artifact.load(folder)
     torch.manual_seed(seed)
-    return trained, artifact.build(artifact.read_model(folder), Encoding.load(folder / artifact.ENCODING))
+    return trained, artifact.build(artifact.read_model(folder), encoding)
 
 
-def run_probe(name: str, trained: Objective, fresh: Objective, split: Split, task: Task, config: Probe) -> Report:
+def source(split: Split, task: Task, encoding: Encoding) -> Source:
+    """The task's rows; of a corpus of texts, with their lengths."""
+    if encoding.modality != "text":
+        return Source(split.rows, task.rows)
+    place = np.arange(1, encoding.length + 1)
+    lengths = np.concatenate([((file["tokens"] != encoding.pad) * place).max(axis=1) for file in split.files])
+    return Source(split.rows, task.rows, lengths[task.rows])
+
+
+def run_probe(name: str, trained: Objective, fresh: Objective, rows: Source, task: Task, config: Probe) -> Report:
     """Features of the trained and of the random encoder and the raw input, then the protocol."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="pretext-probe-") as temporary:
@@ -67,9 +76,9 @@ def run_probe(name: str, trained: Objective, fresh: Objective, split: Split, tas
         for folder in folders:
             folder.mkdir()
         print(f"linear-probe {name}: reading features of {len(task.rows)} rows", flush=True)
-        pretrained = extract(trained.to(device), split.rows, task.rows, folders[0])
-        raw = extract_raw(trained, split.rows, task.rows, folders[2])
-        random_init = extract(fresh.to(device), split.rows, task.rows, folders[1])
+        pretrained = extract(trained.to(device), rows, folders[0])
+        raw = extract_raw(trained, rows, folders[2])
+        random_init = extract(fresh.to(device), rows, folders[1])
         print(f"linear-probe {name}: fitting classifiers on {len(task.trained)} rows", flush=True)
         return probe(pretrained, random_init, raw, task, config, device)
 
@@ -104,7 +113,8 @@ def linear_probe(name: str) -> None:
     try:
         shards = Shards.open(tables.address("shard", model.corpus) / "shards")
         selected = select(shards, config)
-        trained, fresh = encoders(pretrained / "model", config.seed)
+        encoding = Encoding.load(pretrained / "model" / artifact.ENCODING)
+        trained, fresh = encoders(pretrained / "model", encoding, config.seed)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run dvc repro pretrain@{name}") from None
     except ValueError as error:
@@ -113,7 +123,8 @@ def linear_probe(name: str) -> None:
     if isinstance(selected, str):
         print(f"linear-probe {name}: {selected}, so there is nothing to probe", flush=True)
     else:
-        found = run_probe(name, trained, fresh, *selected, config)
+        split, task = selected
+        found = run_probe(name, trained, fresh, source(split, task, encoding), task, config)
     seconds = time.monotonic() - start
     tables.write_json(folder / "report.json", report.details(found, seconds))
     tables.write_parquet(folder / "predictions.parquet", predictions(found, shards))
