@@ -25,14 +25,9 @@ Rotation = tuple[Tensor, Tensor]
 """Cosines and sines `[batch or 1, 1, tokens, head width / 2]` of rotary positions."""
 
 
-def document_ids(tokens: Tensor, eos: int) -> Tensor:
-    """Number of the document, from 0, of each token of packed rows: int64 `[batch, tokens]`. `eos` ends its own."""
-    ends = (tokens == eos).long()
-    return ends.cumsum(1) - ends
-
-
 def document_positions(documents: Tensor) -> Tensor:
-    """Positions that restart with every document: int64 `[batch, tokens]`."""
+    """Positions that restart with every document of packed rows, whose numbers `documents` `[batch, tokens]` tell them
+    apart: int64 of the same shape."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     starts = torch.zeros_like(documents)
     starts[:, 1:] = index[:, 1:] * (documents[:, 1:] != documents[:, :-1])

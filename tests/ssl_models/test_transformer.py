@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 
 from ssl_models.config import Backbone
 from ssl_models.presets import PRESETS, Architecture, resolve
@@ -16,11 +17,11 @@ from ssl_models.transformer import (
     RelativeBias,
     Stack,
     Transformer,
-    document_ids,
     document_positions,
     rotate,
     rotation,
     sine_cosine,
+    view,
 )
 
 VOCABULARY, LENGTH = 61, 16
@@ -93,9 +94,7 @@ def test_an_encoder_looks_both_ways() -> None:
 @torch.no_grad()
 def test_packed_documents_are_computed_as_if_alone(variant: dict[str, Any]) -> None:
     made, tokens = model(**variant), ids(2)
-    tokens[0, [4, 5, 11]] = 2
-    tokens[1, 15] = 2
-    documents = document_ids(tokens, eos=2)
+    documents = torch.tensor([[0] * 5 + [1] + [2] * 6 + [3] * 4, [7] * 16])
     forward = made.encode if variant["preset"] == "bert" else made.decode
     packed = forward(tokens, documents=documents)
     for row, first, end in [(0, 0, 5), (0, 5, 6), (0, 6, 12), (0, 12, 16), (1, 0, 16)]:
@@ -105,15 +104,23 @@ def test_packed_documents_are_computed_as_if_alone(variant: dict[str, Any]) -> N
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=3))
-def test_documents_end_with_eos_and_positions_begin_anew(rows: list[list[int]]) -> None:
-    found = document_ids(torch.tensor(rows), eos=2)
-    positions = document_positions(found)
-    for row, numbers, places in zip(rows, found.tolist(), positions.tolist(), strict=True):
-        document, place = 0, 0
-        for token, number, position in zip(row, numbers, places, strict=True):
-            assert (number, position) == (document, place)
-            document, place = (document + 1, 0) if token == 2 else (document, place + 1)
+@given(st.lists(st.lists(st.integers(0, 1), min_size=9, max_size=9), min_size=1, max_size=3))
+def test_positions_begin_anew_with_every_document(steps: list[list[int]]) -> None:
+    documents = torch.tensor(steps).cumsum(1)
+    for row, places in zip(documents.tolist(), document_positions(documents).tolist(), strict=True):
+        assert places == [index - row.index(number) for index, number in enumerate(row)]
+
+
+@torch.no_grad()
+def test_the_block_mask_of_a_gpu_shows_what_the_mask_of_a_cpu_shows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 200, 16, generator=generator).unbind()
+    documents = (torch.rand(2, 200, generator=generator) < 0.03).long().cumsum(1)
+    for causal in (True, False):
+        common = {"causal": causal, "device": q.device, "documents": documents}
+        mask, blocks = view(200, 200, **common).mask, view(200, 200, **common, flex=True).blocks
+        expected = functional.scaled_dot_product_attention(q, k, v, mask)
+        torch.testing.assert_close(flex_attention(q, k, v, block_mask=blocks), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, {"preset": "t5"}, {"preset": "bart"}], ids=name)
