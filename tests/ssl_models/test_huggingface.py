@@ -22,6 +22,7 @@ from ssl_models.huggingface import (
 )
 from ssl_models.presets import resolve
 from ssl_models.transformer import Transformer
+from tests.ssl_models import texts
 
 transformers = pytest.importorskip("transformers")
 
@@ -277,6 +278,25 @@ def test_the_tokenizer_opens_with_its_special_tokens(tmp_path: Path) -> None:
         assert opened.mask_token is None
         assert "<extra_id_0>" in opened.all_special_tokens
         assert opened.model_max_length == 8
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama", "bert", "t5", "bart"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_tokenizer_of_a_folder_gives_the_ids_of_training_and_the_text_back(
+    preset: str, kind: str, tmp_path: Path
+) -> None:
+    encoding = getattr(texts, kind)(tmp_path / "encoding")
+    backbone = Backbone.model_validate({"preset": preset, **texts.SMALL})
+    architecture = resolve(backbone, vocabulary=encoding.vocabulary, context=encoding.length)
+    to_hugging_face(Transformer(architecture), encoding, tmp_path / "model")
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = texts.encode(encoding, texts.TEXT)
+    assert opened(texts.TEXT, add_special_tokens=False)["input_ids"] == ids
+    tokenizer = Tokenizer.from_file(str(encoding.folder / "tokenizer.json"))
+    assert opened.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False)
+    assert opened.mask_token_id == encoding.mask
+    first = opened("<extra_id_0>", add_special_tokens=False)["input_ids"]
+    assert first[-1] == tokenizer.token_to_id("<extra_id_0>")
 
 
 def test_training_starts_from_a_folder_and_takes_its_sizes(tmp_path: Path) -> None:
