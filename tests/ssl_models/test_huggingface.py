@@ -21,6 +21,7 @@ from ssl_models.huggingface import (
     to_hugging_face,
 )
 from ssl_models.presets import resolve
+from ssl_models.sampling import continuation
 from ssl_models.transformer import Transformer
 from tests.ssl_models import texts
 
@@ -83,14 +84,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def random_peer(case: str) -> Any:
+def random_peer(case: str, **changed: int) -> Any:
     """A small model of `transformers`, every weight and bias drawn at random, none left at 0 or 1."""
     config_name, model_name, sizes = CASES[case]
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if case == "bart":
         special["decoder_start_token_id"] = 2
     torch.manual_seed(0)
-    peer = getattr(transformers, model_name)(getattr(transformers, config_name)(**sizes, **special))
+    peer = getattr(transformers, model_name)(getattr(transformers, config_name)(**{**sizes, **special, **changed}))
     with torch.no_grad():
         for parameter in peer.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -144,6 +145,25 @@ def test_a_model_made_here_opens_with_the_auto_class(preset: str, tmp_path: Path
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same_logits(peer.eval(), ours)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [type(peer).__name__]
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama", "t5", "bart"])
+@torch.no_grad()
+def test_transformers_writes_from_the_folder_what_we_write(preset: str, tmp_path: Path) -> None:
+    # the cache of transformers 5.23 gives a T5 decoder no more layers than its encoder has
+    made = random_peer("t5-1.1", num_decoder_layers=2) if preset == "t5" else random_peer(preset)
+    made.save_pretrained(tmp_path / "theirs")
+    ours = from_hugging_face(tmp_path / "theirs")
+    to_hugging_face(ours, ENCODING, tmp_path / "ours")
+    both = ours.architecture.structure == "encoder-decoder"
+    auto = transformers.AutoModelForSeq2SeqLM if both else transformers.AutoModelForCausalLM
+    peer = auto.from_pretrained(tmp_path / "ours").eval()
+    prompt = batch()[0][:1]
+    memory = ours.encode(prompt) if both else None
+    begin = torch.tensor([[{"t5": 0, "bart": 2}[preset]]]) if both else prompt
+    written = continuation(ours, begin, limit=8, end=2, vocabulary=VOCABULARY, temperature=0, memory=memory)
+    theirs = peer.generate(prompt, max_new_tokens=8, do_sample=False, num_beams=1)
+    assert torch.equal(theirs, torch.cat([begin, written], dim=1))
 
 
 @pytest.mark.parametrize("case", ["gpt2", "bert", "bart"])
