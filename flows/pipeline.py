@@ -1,30 +1,52 @@
 """The pipeline as a Prefect flow: DVC decides what must run, Prefect when, and shows it.
 
-    python -m flows.pipeline [--force] [--keep-going] [TARGET ...]      # make flow
-
 One task per stage of DVC's graph. What DVC calls unchanged is `Cached` without a process being started; the rest runs
-as soon as what it waits for is done, independent branches at the same time.
+as soon as what it waits for is done, independent branches at the same time. After a failure nothing new is started,
+while what runs comes to its end; with `keep_going`, what does not need the failed stage is started, too. A cancelled
+run ends everything it has started.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
+import queue
 import signal
-import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import Any
 
-from prefect import State, flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.graph import GraphError, Node, read
-from flows.stage_task import Children, StageError, repro
+from flows import artifacts, graph, publish
+from flows.artifacts import Outcome, StageProgress
+from flows.environment import FLOW_RUN_URL
+from flows.graph import GraphError, Node
+from flows.hooks import notify
+from flows.links import flow_run_page
+from flows.stage_task import Children, Ended, Policy, StageError, repro
 
-_RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=8)
+MOST_PARALLEL = 32
+ALIKE = "what it needs came out as before"
+_RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_PARALLEL)
+
+
+@dataclass
+class Work:
+    """What the tasks of one run share."""
+
+    children: Children
+    forced: frozenset[str]
+    policy: Policy
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
@@ -34,74 +56,205 @@ def cached(name: str) -> State[Any]:
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def run_stage(name: str, children: Children, force: bool) -> State[Any]:
+def skipped(name: str, reason: str) -> State[Any]:
+    """A stage that cannot run, or is not started any more."""
+    return State(type=StateType.CANCELLED, name="Skipped", message=reason)
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def run_stage(name: str, work: Work) -> State[Any]:
     """A stage that DVC must run."""
-    logger = get_run_logger()
+    logger, progress, began = get_run_logger(), StageProgress(name), time.monotonic()
+
+    def log(line: str) -> None:
+        logger.info(line)
+        progress.line(line)
+
     try:
-        repro(name, children, logger.info, force=force)
+        ran = repro(name, work.children, log, force=name in work.forced, policy=work.policy)
+        state: State[Any] = Completed(message="reproduced") if ran else Completed(name="Cached", message=ALIKE)
+        progress.done()
     except StageError as error:
-        return Failed(message=str(error))
-    return Completed(message="reproduced")
+        cancelled = isinstance(error, Ended) and work.children.ending.is_set()
+        state = Cancelled(message=str(error)) if cancelled else Failed(message=str(error))
+    work.outcomes[name] = Outcome(str(state.name), time.monotonic() - began, state.message or "")
+    return state
 
 
-@flow(name="pretext", task_runner=_RUNNER)
-def pipeline(targets: Sequence[str] = (), force: bool = False, keep_going: bool = False) -> State[Any]:
-    """Reproduce `targets` (every stage, if empty). `keep_going`: stages that do not need a failed one still run."""
+@task(task_run_name="dvc push", cache_policy=NO_CACHE)
+def push_data(targets: Sequence[str], children: Children) -> State[Any]:
+    """Send the outputs to DVC's default remote."""
+    status, tail = children.run([*publish.PUSH, *targets], get_run_logger().info)
+    return Completed(message="pushed") if status == 0 else Failed(message="dvc push failed:\n" + "\n".join(tail))
+
+
+@task(task_run_name="git commit on {branch}", cache_policy=NO_CACHE)
+def commit_records(branch: str, records: Sequence[str], message: str) -> State[Any]:
+    """Record `dvc.lock`, metrics and plots on a branch."""
     try:
-        nodes = read(targets, force=force)
-    except GraphError as error:
+        made = publish.commit(branch, records, message)
+        if left := publish.differing(records):
+            get_run_logger().warning("not in the commit, though they differ from HEAD: %s", ", ".join(left))
+    except publish.PublishError as error:
         return Failed(message=str(error))
-    children = Children()
+    return Completed(message=f"{made} on {branch}" if made else f"{branch} has it already")
+
+
+@flow(name="pretext", task_runner=_RUNNER, on_failure=[notify], on_crashed=[notify])
+def pipeline(
+    targets: list[str] | None = None,
+    force: bool = False,
+    keep_going: bool = False,
+    push: bool = False,
+    commit: str | None = None,
+    timeouts: dict[str, float] | None = None,
+    retries: int = 2,
+    retry_delay: float = 30.0,
+    parallel: int | None = None,
+) -> State[Any]:
+    """Reproduce what has changed of `targets` and of what they need.
+
+    Args:
+        targets: stages (`linear-probe@gpt`), or kinds of them (`pretrain`); every stage, if empty.
+        force: run the targets even if they have not changed.
+        keep_going: after a failure, go on with what does not need the failed stage.
+        push: in the end, send the outputs to DVC's default remote.
+        commit: in the end, commit dvc.lock, metrics and plots on this branch.
+        timeouts: seconds that a stage may take, by its name, its kind (`pretrain`), or `all`.
+        retries: how often a failed training is tried again; it resumes from its checkpoint.
+        retry_delay: seconds before such an attempt.
+        parallel: most stages that run at the same time; by default half the cores, at least 2.
+    """
+    wanted = list(targets or ())
     try:
-        states = _run(nodes, children, force, keep_going)
+        nodes = graph.read(wanted, force=force)
+        if commit is not None:
+            publish.check_branch(commit)
+        if push:
+            publish.check_remote()
+    except (GraphError, publish.PublishError) as error:
+        return Failed(message=str(error))
+    children = Children(_environment())
+    forced = graph.expand(wanted, {n.name: n.needs for n in nodes}) if wanted else {node.name for node in nodes}
+    work = Work(children, frozenset(forced if force else ()), Policy(timeouts or {}, retries, retry_delay))
+    try:
+        states = _run(nodes, work, keep_going, parallel or default_parallel())
+        state = _summary(nodes, states)
+        artifacts.publish(nodes, work.outcomes)
+        if state.is_completed() and push:
+            state = _after(state, push_data(wanted, children, return_state=True))
+        if state.is_completed() and commit is not None:
+            records = [path for node in graph.read() for path in node.records]
+            state = _after(state, commit_records(commit, records, _message(state, nodes), return_state=True))
     except (KeyboardInterrupt, TerminationSignal):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _ignore_signals()
         children.end()
         return Cancelled(message="cancelled; every stage it had started has been ended")
     except BaseException:
         children.end()
         raise
-    return _summary(nodes, states)
+    return state
 
 
-def _run(nodes: list[Node], children: Children, force: bool, keep_going: bool) -> dict[str, State[Any]]:
-    futures: dict[str, PrefectFuture[State[Any]]] = {}
+def default_parallel() -> int:
+    """Half the cores: data stages use several processes, and GPUs are leased one stage at a time."""
+    return max(2, min(MOST_PARALLEL, len(os.sched_getaffinity(0)) // 2))
+
+
+def _environment() -> dict[str, str]:
+    url = flow_run_page(runtime.flow_run.id)
+    return {FLOW_RUN_URL: url} if url else {}
+
+
+def _ignore_signals() -> None:
+    """The end of a run is not itself cut short."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> dict[str, State[Any]]:
+    """Run the stages in the order of their graph; the final state of each."""
+    by_name = {node.name: node for node in nodes}
+    order = TopologicalSorter({node.name: node.needs for node in nodes})
+    order.prepare()
+    ended: queue.SimpleQueue[tuple[str, State[Any]]] = queue.SimpleQueue()
     states: dict[str, State[Any]] = {}
-    for node in nodes:
-        if not node.changed:
-            states[node.name] = cached(node.name, return_state=True)
-            continue
-        needs = [futures[name] for name in node.needs if name in futures]
-        futures[node.name] = run_stage.submit(
-            name=node.name, children=children, force=force, wait_for=needs, return_state=False
-        )
-    for name, future in futures.items():
-        future.wait()
-        states[name] = future.state
-        if future.state.is_failed() and not keep_going:
-            children.end()
+    ready: list[Node] = []
+    running = 0
+
+    def finish(name: str, state: State[Any]) -> None:
+        states[name] = state
+        work.outcomes.setdefault(name, Outcome(str(state.name), 0.0, state.message or ""))
+        order.done(name)
+
+    while order.is_active():
+        ready += [by_name[name] for name in order.get_ready()]
+        waiting: list[Node] = []
+        for node in ready:
+            needs = [states[name] for name in node.needs]
+            obstacle = _obstacle(node, states, keep_going)
+            if obstacle is not None:
+                finish(node.name, skipped(node.name, obstacle, return_state=True))
+            elif not node.changed:
+                finish(node.name, cached(node.name, return_state=True, wait_for=needs))
+            elif running < parallel:
+                running += 1
+                future = run_stage.submit(name=node.name, work=work, wait_for=needs, return_state=False)
+                future.add_done_callback(_reporter(node.name, ended))
+            else:
+                waiting.append(node)
+        progressed = len(waiting) < len(ready)
+        ready = waiting
+        if running and (waiting or not progressed):
+            name, state = ended.get()
+            running -= 1
+            finish(name, state)
     return states
 
 
-def _summary(nodes: list[Node], states: dict[str, State[Any]]) -> State[Any]:
-    failed = [node.name for node in nodes if states[node.name].is_failed()]
-    ran = [node.name for node in nodes if node.changed and states[node.name].is_completed()]
-    if failed:
-        return Failed(message="\n\n".join(f"{name}: {states[name].message}" for name in failed))
-    return Completed(message=f"{len(ran)} stages ran, {len(nodes) - len(ran)} were cached")
+def _reporter(name: str, ended: queue.SimpleQueue[tuple[str, State[Any]]]) -> Any:
+    def report(future: PrefectFuture[Any]) -> None:
+        future.wait()  # it is done; without this, `state` asks a server that may not know yet
+        ended.put((name, future.state))
+
+    return report
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=pipeline.description)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, e.g. linear-probe@gpt; default: all")
-    parser.add_argument("--force", action="store_true", help="run stages that have not changed, too")
-    parser.add_argument("--keep-going", action="store_true", help="go on with what does not need a failed stage")
-    given = parser.parse_args()
-    state: State[Any] = pipeline(given.targets, given.force, given.keep_going, return_state=True)
-    print(f"{state.name}: {state.message}")
-    sys.exit(0 if state.is_completed() else 130 if state.is_cancelled() else 1)
+def _obstacle(node: Node, states: Mapping[str, State[Any]], keep_going: bool) -> str | None:
+    """Why `node` is not started."""
+    bad = [name for name in node.needs if not states[name].is_completed()]
+    if bad:
+        return f"it needs {', '.join(bad)}"
+    failed = [name for name, state in states.items() if state.is_failed()]
+    if failed and node.changed and not keep_going:
+        return f"{failed[0]} has failed"
+    return None
+
+
+def _summary(nodes: Sequence[Node], states: Mapping[str, State[Any]]) -> State[Any]:
+    bad = [node.name for node in nodes if not states[node.name].is_completed() and states[node.name].name != "Skipped"]
+    if bad:
+        return Failed(message="\n\n".join(str(states[name].message) for name in bad))
+    ran = sum(states[node.name].name != "Cached" for node in nodes)
+    return Completed(message=f"{ran} {'stage' if ran == 1 else 'stages'} ran, {len(nodes) - ran} were cached")
+
+
+def _after(before: State[Any], step: State[Any]) -> State[Any]:
+    """The run's state after a publishing step."""
+    if not step.is_completed():
+        return Failed(message=step.message or str(step.name))
+    return Completed(message=f"{before.message}; {step.message}")
+
+
+def _message(state: State[Any], nodes: Sequence[Node]) -> str:
+    """The commit message."""
+    ran = ", ".join(node.name for node in nodes if node.changed) or "nothing"
+    url = flow_run_page(runtime.flow_run.id)
+    return f"Results: {state.message}\n\nRan: {ran}\n" + (f"Flow run: {url}\n" if url else "")
 
 
 if __name__ == "__main__":
+    from flows.run import main
+
     main()

@@ -1,0 +1,50 @@
+"""The pipeline from the command line: `python -m flows.run [TARGET ...]`, which is `make flow`.
+
+Prefect takes two seconds to import and DVC one to look around: they do so at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from flows import graph
+
+
+def options() -> argparse.ArgumentParser:
+    """The flow's parameters as options."""
+    parser = argparse.ArgumentParser(prog="python -m flows.run", description="Reproduce what has changed, as a flow.")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages, e.g. linear-probe@gpt; default: all")
+    parser.add_argument("--force", action="store_true", help="run the targets even if they have not changed")
+    parser.add_argument("--keep-going", action="store_true", help="go on with what does not need a failed stage")
+    parser.add_argument("--push", action="store_true", help="then send the outputs to DVC's default remote")
+    parser.add_argument("--commit", metavar="BRANCH", help="then commit dvc.lock, metrics and plots on this branch")
+    parser.add_argument(
+        "--timeout", action="append", default=[], type=timeout, metavar="[STAGE=]SECONDS", help="may be repeated"
+    )
+    parser.add_argument("--retries", type=int, default=2, help="of a failed training (default: 2)")
+    parser.add_argument("--retry-delay", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--parallel", type=int, metavar="STAGES", help="most stages at the same time")
+    return parser
+
+
+def timeout(text: str) -> tuple[str, float]:
+    """`pretrain=3600`, or `3600` for all stages."""
+    stage, _, seconds = text.rpartition("=")
+    return stage or "all", float(seconds)
+
+
+def main() -> None:
+    """Run the flow; exit status 0 completed, 1 failed, 130 cancelled."""
+    given = vars(options().parse_args())
+    graph.ask(given["targets"])
+    from flows.pipeline import pipeline
+
+    given["timeouts"] = dict(given.pop("timeout"))
+    state = pipeline(**given, return_state=True)
+    print(f"{state.name}: {state.message}")
+    sys.exit(0 if state.is_completed() else 130 if state.is_cancelled() else 1)
+
+
+if __name__ == "__main__":
+    main()
