@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import log
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ssl_models import keyed
@@ -40,6 +40,15 @@ class Augmentation(BaseModel):
     blur: float = Field(default=0.0, ge=0, le=1, description="probability of a Gaussian blur; off for small pictures")
     sigma: tuple[float, float] = Field(default=(0.1, 2.0), description="its standard deviation, in pixels of the view")
     solarise: float = Field(default=0.0, ge=0, le=1, description="probability of inverting the bright pixels")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Augmentation:
+        for name, (low, high) in (("crop", self.crop), ("aspect", self.aspect), ("sigma", self.sigma)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: [{low}, {high}] is no range of positive numbers, smaller first")
+        if self.crop[1] > 1:
+            raise ValueError(f"crop: {self.crop[1]} of the area is more than the whole")
+        return self
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Codebook:
         """Index of the nearest centre of each patch: int64 `[batch, patches]` of pictures `[batch, channels, height,
         width]`."""
         patches = patchify(to_unit(pixels), self.side)
-        return _nearest(patches.flatten(0, 1), self.centres.to(pixels.device))[0].view(patches.shape[:2])
+        return _nearest(patches.flatten(0, 1), self.centres.to(patches))[0].view(patches.shape[:2])
 
     def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
         """The pictures float `[batch, channels, height, width]` that `codes` `[batch, patches]` stand for."""

@@ -7,6 +7,7 @@ SimCLR's CIFAR-10 experiments (Chen et al. 2020, appendix B.9).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -93,7 +94,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Float pictures `[batch, channels, height, width]` to features `[batch, self.width, height / s, width / s]`,
         s = 8 with the small stem and 32 with the large, rounded up."""
-        x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
+        x = self.conv1(x).contiguous(memory_format=torch.channels_last)  # half the time on a CPU, less on a GPU
+        x = self.maxpool(functional.relu(self.bn1(x)))
         for stage in range(4):
             x = self.get_submodule(f"layer{stage + 1}")(x)
         return x

@@ -1,0 +1,43 @@
+"""SimCLR: two independent views, coupled over the whole batch, probed before the projector."""
+
+import math
+
+import pytest
+import torch
+
+from ssl_models import losses
+from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, resnet, vit
+
+
+def test_the_two_views_are_drawn_independently():
+    views = objective("contrastive", vit(), encoding()).prepare({"pixels": pixels()}, keys())["views"]
+    assert views.shape == (8, 2, 3, 16, 16)
+    assert len(torch.unique(views.flatten(0, 1).flatten(1), dim=0)) == 16
+
+
+def test_equal_projections_cost_the_logarithm_of_the_choices():
+    learner = objective("contrastive", vit(), encoding())
+    outcome = learner.couple(torch.ones(256, 2, 8))
+    assert float(outcome.loss) / 512 == pytest.approx(math.log(511), abs=1e-5)
+
+
+def test_the_loss_is_nt_xent_of_the_projections():
+    learner = objective("contrastive", vit(), encoding(), temperature=0.2)
+    batch = learner.prepare({"pixels": pixels()}, keys())
+    first, second = learner.embed(batch).unbind(1)
+    expected = losses.nt_xent(first, second, 0.2)
+    torch.testing.assert_close(learner(batch).loss / learner.count(batch), expected)
+
+
+def test_the_probe_reads_the_encoder_and_not_the_projector():
+    learner = objective("contrastive", resnet(), encoding(), projector=[64, 24]).eval()
+    before = learner.features({"pixels": pixels()})["mean"]
+    assert before.shape == (8, learner.encoder.width)
+    torch.nn.init.zeros_(learner.projector[0].weight)
+    assert torch.equal(learner.features({"pixels": pixels()})["mean"], before)
+
+
+def test_perfect_views_are_counted_as_found():
+    learner = objective("contrastive", vit(), encoding())
+    found, of = learner.couple(torch.eye(8)[:, None].expand(-1, 2, -1)).sums["view_accuracy"]
+    assert float(found) == float(of) == 8
