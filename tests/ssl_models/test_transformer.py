@@ -112,6 +112,7 @@ def test_positions_begin_anew_with_every_document(steps: list[list[int]]) -> Non
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_the_block_mask_of_a_gpu_shows_what_the_mask_of_a_cpu_shows() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 200, 16, generator=generator).unbind()
