@@ -23,8 +23,8 @@ from stages import engine, params, tables
 from stages.params import UserError
 from stages.readers import Options, Partition, Record, Reject, excerpt, too_long
 
-Check = Callable[[Record], str | None]
-"""A modality's reason to reject a record, or None."""
+Check = Callable[[Record, Options], str | None]
+"""A modality's reason to reject a record, or None, given the reader's options."""
 NAMES = 20
 """Columns that an error sentence lists at most."""
 
@@ -96,18 +96,18 @@ def ingest_partition(
     check: Check = importlib.import_module(modality).check
     schema = tables.rows_schema(importlib.import_module(modality).FIELDS)
     found = importlib.import_module(reader).read(partition, options)
-    return write(found, check, schema, options.max_document_bytes, folder, f"{index:05d}")
+    return write(found, check, schema, options, folder, f"{index:05d}")
 
 
 def write(
-    found: Iterable[Record | Reject], check: Check, schema: pa.Schema, limit: int, folder: Path, stem: str
+    found: Iterable[Record | Reject], check: Check, schema: pa.Schema, options: Options, folder: Path, stem: str
 ) -> Outcome:
-    """Write what a reader found; `limit` is the most bytes that a payload may have."""
+    """Write what a reader found and the modality finds good."""
     rows = tables.PartWriter(folder, schema, f"rows-{stem}")
     rejects = tables.PartWriter(folder, tables.REJECTS, f"rejects-{stem}")
     outcome = Outcome()
     for item in found:
-        reject = item if isinstance(item, Reject) else _refusal(item, check, limit)
+        reject = item if isinstance(item, Reject) else _refusal(item, check, options)
         if reject is not None:
             values = {"source": reject.source, "reason": reject.reason, "excerpt": reject.excerpt}
             rejects.append({key: _printable(value) for key, value in values.items()}, size=len(reject.excerpt))
@@ -129,15 +129,16 @@ def _size(record: Record) -> int:
     return sum(len(value.encode() if isinstance(value, str) else value) for value in record.payload.values())
 
 
-def _refusal(record: Record, check: Check, limit: int) -> Reject | None:
+def _refusal(record: Record, check: Check, options: Options) -> Reject | None:
     """The Reject that `record` becomes, or None where it is good."""
     payload = next(iter(record.payload.values()))
-    reason = check(record)
+    reason = check(record, options)
     if reason is None and not all(_is_unicode(name) for name in (record.label, record.group) if name is not None):
         reason = "label or group is not valid Unicode (a lone surrogate)"
     if reason is not None:
         return Reject(record.source, reason, excerpt(payload))
     size = _size(record)
+    limit = options.max_document_bytes
     return too_long(record.source, size, limit, payload) if size > limit else None
 
 

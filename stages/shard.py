@@ -38,8 +38,8 @@ from stages.params import UserError, corpus, find, main, options
 from stages.progress import Progress
 
 SHARD_BYTES = 256 * 2**20
-BATCH = 1024
-"""Documents read at once."""
+BATCH, BATCH_BYTES = 1024, 2**25
+"""Documents read at once, and bytes of rows that they may fill."""
 UNLABELLED = -1
 SPLITS = {
     "train": (splits.TRAIN,),
@@ -149,11 +149,12 @@ def _spooled(
     codes: list[Ints] = [np.zeros(0, np.int64)]
     seen: dict[str, int] = {}
     files = {column: (scratch / column).open("wb") for column in columns}
+    batch_rows = max(1, min(BATCH, BATCH_BYTES // _row_bytes(columns)))
     try:
         with Progress(f"shard {name}", len(partitions)) as progress:
             for path in partitions:
                 source = pq.ParquetFile(path)
-                for batch in source.iter_batches(BATCH, columns=["id", "label", "group", *modality.COLUMNS]):
+                for batch in source.iter_batches(batch_rows, columns=["id", "label", "group", *modality.COLUMNS]):
                     for column, ragged in modality.values(batch, encoding).items():
                         files[column].write(np.ascontiguousarray(ragged.values, columns[column].dtype).data)
                         lengths[column].append(ragged.lengths)
@@ -269,8 +270,7 @@ class _Writer:
 
     def _write(self, split: str, rows: int, gather: Callable[[int, int], dict[str, Array]]) -> SplitManifest:
         """Write rows 0..rows-1 of `gather(start, end)` as files of about `SHARD_BYTES`, read each back, sum it."""
-        row_bytes = sum(np.dtype(c.dtype).itemsize * math.prod(c.shape) for c in self.columns.values())
-        per_file = max(1, SHARD_BYTES // row_bytes)
+        per_file = max(1, SHARD_BYTES // _row_bytes(self.columns))
         shards, size = [], 0
         for number, start in enumerate(range(0, rows, per_file)):
             table = _table(gather(start, min(rows, start + per_file)))
@@ -281,6 +281,11 @@ class _Writer:
             shards.append(Shard(file=f"{split}/{path.name}", rows=table.num_rows, blake2b=checksum(path)))
             size += path.stat().st_size
         return SplitManifest(rows=rows, bytes=size, shards=tuple(shards))
+
+
+def _row_bytes(columns: Mapping[str, Column]) -> int:
+    """Bytes of one row."""
+    return sum(np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in columns.values())
 
 
 def _table(columns: Mapping[str, Array]) -> pa.Table:

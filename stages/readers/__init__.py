@@ -22,6 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 EXCERPT = 200
 """Characters of a rejected record that are kept."""
+DEFAULT_MAX_PIXELS = 2**26
+"""Of a picture: twice a 24-megapixel camera's, and 270 MB of memory where it is decoded in colour."""
+MOST_PIXELS = 2**27
+"""Above it Pillow's own guard against decompression bombs would be in the way."""
 
 
 class Options(BaseModel):
@@ -30,6 +34,15 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_document_bytes: int = Field(default=10_000_000, ge=1, description="longer records are rejected")
+
+
+class Pictures(Options):
+    """Options of every reader of pictures or video."""
+
+    max_document_bytes: int = Field(default=50_000_000, ge=1, description="longer files are rejected")
+    max_pixels: int = Field(
+        default=DEFAULT_MAX_PIXELS, ge=1, le=MOST_PIXELS, description="a larger picture is rejected undecoded"
+    )
 
 
 @dataclass(frozen=True)
@@ -45,13 +58,15 @@ class File:
 class Partition:
     """A bounded piece of a source: some whole `files`, or the units `start` to `end` of one file (bytes, row groups).
 
-    `first` is the number of the first line or row in that piece, counted from 1.
+    `first` is the number of the first line or row in that piece, counted from 1. `root` is the folder that the paths of
+    `files` mean something relative to (class folders), where the reader asked for one.
     """
 
     files: tuple[File, ...]
     start: int = 0
     end: int | None = None
     first: int = 1
+    root: str = ""
 
     @property
     def size(self) -> int:

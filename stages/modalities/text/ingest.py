@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from stages.readers import Record
+from stages.readers import Options, Record
 
 FIELDS = (pa.field("text", pa.string()),)
 
 
-def check(record: Record) -> str | None:
+def check(record: Record, options: Options) -> str | None:
     """The reason to reject `record`, or None."""
-    text = record.payload["text"]
+    text = record.payload.get("text")
     if not isinstance(text, str):
         return "text is not a string"
     if not text or text.isspace():

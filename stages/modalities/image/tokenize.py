@@ -1,0 +1,218 @@
+"""Pictures become uint8 pixels of one size: decoded here, once, and memory-mapped ever after.
+
+A picture is scaled until it covers the wanted size and its centre is cut out (`stages/pictures.py`). Mean and deviation
+of each channel, and the visual codebook where one is asked for, come from a sample that a hash of the id chooses: all
+of a corpus of up to `sample` pictures, and the same pictures in every run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from ssl_models.config import Strict
+from ssl_models.encoding import Encoding
+from stages import pictures
+from stages.params import UserError
+from stages.pictures import Pixels
+
+BATCH = 64
+"""Pictures decoded at once."""
+LEAST_DEVIATION = 1 / 255
+"""Of a channel: pictures of one colour have none, and models divide by it."""
+Decode = Callable[[bytes], Pixels | None]
+"""A payload to the pixels of its row, or None where it has not enough for one."""
+
+
+class Options(Strict):
+    """`corpora.NAME.tokenize` of a picture corpus: `size`, or `height` and `width`, in pixels."""
+
+    size: int | None = Field(default=None, ge=4, le=4096, description="of a square")
+    height: int | None = Field(default=None, ge=4, le=4096)
+    width: int | None = Field(default=None, ge=4, le=4096)
+    channels: int = Field(default=3, description="1 (grey) or 3 (RGB)")
+    codebook: int = Field(default=0, ge=0, le=65536, description="entries of the visual codebook; 0: none")
+    patch: int = Field(default=4, ge=1, description="side of the patches that the codebook stands for, in pixels")
+    sample: int = Field(default=4096, ge=1, description="pictures for statistics and codebook, at most")
+    seed: int = Field(default=0, ge=0, description="of the codebook's first entries")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Options:
+        if (self.size is None) == (self.height is None or self.width is None):
+            raise ValueError("give either size, or both height and width")
+        if self.size is not None and (self.height is not None or self.width is not None):
+            raise ValueError("give either size, or both height and width")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels: must be 1 or 3 (got {self.channels})")
+        if self.codebook == 1:
+            raise ValueError("codebook: must have at least 2 entries, or 0 for none")
+        if self.codebook and (self.shape[0] % self.patch or self.shape[1] % self.patch):
+            raise ValueError(f"patch: {self.patch} does not divide {self.shape[0]}x{self.shape[1]} pixels")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if self.size is not None:
+            return self.size, self.size
+        assert self.height is not None and self.width is not None  # the validator's promise
+        return self.height, self.width
+
+
+def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:
+    """Mean and deviation over the sample, and the codebook of it, written into `folder`."""
+    pixels = sample(partitions, "image", lambda data: decoded(data, options), options.sample)
+    return described("image", pixels, options, folder)
+
+
+def described(modality: Any, pixels: Pixels, options: Options, folder: Path) -> Encoding:
+    """The encoding of sampled pictures `[batch, channels, height, width]`; their codebook goes into `folder`."""
+    mean, deviation = statistics(pixels)
+    codes = _codebook(pixels, options, folder) if options.codebook else 0
+    height, width = options.shape
+    return Encoding(
+        modality=modality,
+        channels=options.channels,
+        height=height,
+        width=width,
+        mean=mean,
+        std=deviation,
+        codebook=codes,
+    )
+
+
+def decoded(data: bytes, options: Options) -> Pixels:
+    """Pixels `[channels, height, width]` of one picture; UserError where it has changed since ingest saw it."""
+    try:
+        return pictures.decode(data, *options.shape, options.channels)
+    except pictures.PictureError as error:
+        raise UserError(f"a picture that ingest took cannot be decoded any more: {error}; run ingest again") from None
+
+
+def sample(partitions: Sequence[Path], column: str, decode: Decode, most: int) -> Pixels:
+    """The decoded rows `[rows, ...]` of the `most` smallest ids, which are hashes, in the order of their ids.
+
+    Rows without pixels do not count. UserError where no row has any.
+    """
+    ids = (id_ for path in partitions for batch in _batches(path, ["id"]) for id_ in batch.column("id").to_pylist())
+    chosen = frozenset(heapq.nsmallest(most, ids))
+    found: dict[str, Pixels] = {}
+    for path in partitions:
+        for batch in _batches(path, ["id", column]):
+            for id_, data in zip(batch.column("id").to_pylist(), batch.column(column), strict=True):
+                if id_ in chosen and id_ not in found:
+                    pixels = decode(data.as_py())
+                    if pixels is not None:
+                        found[id_] = pixels
+    if not found:
+        raise UserError("tokenize: no row has the pixels of a row: ask for fewer frames")
+    return np.stack([found[id_] for id_ in sorted(found)])
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(BATCH, columns=columns)
+
+
+def statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of pictures `[batch, channels, height, width]`, in [0, 1]."""
+    means, deviations = [], []
+    for channel in range(pixels.shape[1]):
+        counts = np.bincount(pixels[:, channel].ravel(), minlength=256)
+        levels = np.arange(256) / 255
+        mean = float((counts * levels).sum() / counts.sum())
+        variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
+        means.append(round(mean, 6))
+        deviations.append(round(max(math.sqrt(variance), LEAST_DEVIATION), 6))
+    return tuple(means), tuple(deviations)
+
+
+def _codebook(pixels: Pixels, options: Options, folder: Path) -> int:
+    """Train the codebook and write it; its entries, fewer than asked for where the patches differ less."""
+    import torch  # half a second, for corpora with a codebook only
+
+    from ssl_models import codebook
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in another order would be another codebook
+    try:
+        found = codebook.fit(torch.from_numpy(pixels), options.patch, options.codebook, options.seed)
+    finally:
+        torch.set_num_threads(threads)
+    found.save(folder)
+    return len(found.centres)
+
+
+def fields(encoding: Encoding) -> list[pa.Field]:
+    """`pixels`: the bytes of uint8 `[frames, channels, height, width]` (`[channels, height, width]` of a picture)."""
+    return [pa.field("pixels", pa.binary(encoding.frames * encoding.channels * encoding.height * encoding.width))]
+
+
+class Usage:
+    """Counts the codes that the patches of a corpus get: None where there is no codebook."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        from ssl_models import codebook
+
+        self._codebook = codebook.load(encoding.folder)
+        self._size = len(self._codebook.centres)
+
+    def count(self, pixels: Pixels, counts: Counter[str]) -> None:
+        """Add the codes of pictures `[batch, channels, height, width]` to `counts`."""
+        import torch
+
+        codes = self._codebook.encode(torch.from_numpy(pixels)).numpy().ravel()
+        used: NDArray[np.int64] = np.bincount(codes, minlength=self._size)
+        counts.update({f"code {code}": int(used[code]) for code in np.flatnonzero(used)})
+
+
+class Encoder:
+    """Decodes the pictures of one partition."""
+
+    COLUMNS = ("image",)
+
+    def __init__(self, encoding: Encoding, options: Options) -> None:
+        self.counts: Counter[str] = Counter()
+        self._options, self._type = options, fields(encoding)[0].type
+        self._usage = Usage(encoding) if encoding.codebook else None
+
+    def encode(self, rows: pa.RecordBatch) -> list[pa.Array]:
+        """The one column `pixels` of `rows`."""
+        found = []
+        for data in rows.column("image"):
+            content = data.as_py()
+            found.append(decoded(content, self._options))
+            self.counts["bytes"] += len(content)
+        if self._usage is not None and found:
+            self._usage.count(np.stack(found), self.counts)
+        return [pa.array([pixels.tobytes() for pixels in found], self._type)]
+
+
+def metrics(counts: Mapping[str, int], encoding: Encoding) -> dict[str, Any]:
+    """The size of a row, and of the codebook the entries in use and their perplexity over the whole corpus."""
+    found: dict[str, Any] = {
+        "channels": encoding.channels,
+        "height": encoding.height,
+        "width": encoding.width,
+        "mean": list(encoding.mean),
+        "std": list(encoding.std),
+    }
+    if encoding.codebook:
+        used = np.array([count for name, count in counts.items() if name.startswith("code ")], float)
+        share = used / used.sum()
+        found["codebook"] = {
+            "entries": encoding.codebook,
+            "used": len(used),
+            "perplexity": round(float(np.exp(-(share * np.log(share)).sum())), 3),
+        }
+    return found
