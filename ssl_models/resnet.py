@@ -14,6 +14,9 @@ from torch.nn import functional
 from ssl_models.presets import ResNet as Architecture
 
 
+STAGES = 4
+
+
 class _Residual(nn.Module):
     """What both blocks share: a shortcut, projected where the shape changes."""
 
@@ -91,13 +94,15 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, trace: list[Tensor] | None = None) -> Tensor:
         """Float pictures `[batch, channels, height, width]` to features `[batch, self.width, height / s, width / s]`,
-        s = 8 with the small stem and 32 with the large, rounded up."""
+        s = 8 with the small stem and 32 with the large, rounded up. To `trace` is appended each stage's output."""
         x = self.conv1(x).contiguous(memory_format=torch.channels_last)  # half the time on a CPU, less on a GPU
         x = self.maxpool(functional.relu(self.bn1(x)))
-        for stage in range(4):
+        for stage in range(STAGES):
             x = self.get_submodule(f"layer{stage + 1}")(x)
+            if trace is not None:
+                trace.append(x)
         return x
 
     def features(self, x: Tensor) -> Tensor:

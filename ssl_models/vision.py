@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
@@ -19,6 +20,7 @@ from ssl_models.resnet import ResNet
 from ssl_models.transformer import Stack, norm, sine_cosine
 
 _SPREAD = 0.02  # standard deviation of [CLS] and learned positions, as in ViT, MAE and BEiT
+_GRID = 2  # quarters of a picture are kept apart along each side
 _SPECIAL_BIASES = 3  # BEiT: [CLS] to patch, patch to [CLS], [CLS] to itself
 
 
@@ -132,6 +134,14 @@ class ConvolutionalEncoder(VisionEncoder):
     def forward(self, pixels: Tensor) -> Encoded:
         """Pictures `[batch, channels, height, width]`, uint8 or float in [0, 1]."""
         return Encoded(self.network(self.normalise(pixels)).flatten(2).mT, None)
+
+    def features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """`mean` of the last map, and `layerN.grid`: each stage's map averaged over quarters of the picture. Tasks
+        that need little of the last stage leave their best features in the middle (Gidaris et al. 2018, table 1)."""
+        maps: list[Tensor] = []
+        mean = self.network(self.normalise(pixels), maps).mean(dim=(2, 3))
+        grids = {f"layer{n + 1}.grid": functional.adaptive_avg_pool2d(x, _GRID).flatten(1) for n, x in enumerate(maps)}
+        return {name: values.float() for name, values in {"mean": mean, **grids}.items()}
 
 
 class PatchEncoder(VisionEncoder):

@@ -129,14 +129,15 @@ class PatchPosition(Objective):
         return Outcome(loss, {"position_accuracy": (right, self.count(batch))})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`tiles`: the nine patches' features side by side; `mean` over them; and `whole`, a convolutional encoder on
+        """`tiles`: the nine patches' features side by side; `mean` over them; and, of a convolutional encoder on
         the picture in one piece."""
         pixels = to_unit(rows["pixels"])
         still = torch.full((len(pixels), _PLACES, 2), (self.cell - self.side) // 2, device=pixels.device)
         tiles = self.encoder(self.patches(pixels, still).flatten(0, 1)).pooled.view(len(pixels), _PLACES, -1).float()
         named = {"tiles": tiles.flatten(1), "mean": tiles.mean(dim=1)}
         if isinstance(self.encoder, ConvolutionalEncoder):
-            named["whole"] = self.encoder(pixels).pooled.float()
+            whole = self.encoder.features(pixels)
+            named |= {"whole": whole.pop("mean"), **whole}
         return named
 
     @torch.no_grad()
