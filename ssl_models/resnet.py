@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from ssl_models.presets import ResNet as Architecture
 
-
 STAGES = 4
 
 

@@ -129,8 +129,8 @@ class PatchPosition(Objective):
         return Outcome(loss, {"position_accuracy": (right, self.count(batch))})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`tiles`: the nine patches' features side by side; `mean` over them; and, of a convolutional encoder on
-        the picture in one piece."""
+        """`tiles`: the nine patches' features side by side; `mean` over them; and, of a convolutional encoder
+        on the picture in one piece, `whole` and its stages."""
         pixels = to_unit(rows["pixels"])
         still = torch.full((len(pixels), _PLACES, 2), (self.cell - self.side) // 2, device=pixels.device)
         tiles = self.encoder(self.patches(pixels, still).flatten(0, 1)).pooled.view(len(pixels), _PLACES, -1).float()
