@@ -32,6 +32,8 @@ DRAFT = 2
 PROBE_SIDE = 8
 """Side of the picture decoded only to learn whether it can be."""
 _ORIENTATION = 0x0112
+_SIZE = slice(124, 136)
+"""Of a tar's header: the bytes of the entry, in octal."""
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
@@ -157,26 +159,27 @@ def encoded(pixels: Pixels) -> bytes:
 
 def bundle(frames: Sequence[bytes]) -> bytes:
     """The payload of a video: a tar of encoded pictures, in order."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, frame in enumerate(frames):
-            entry = tarfile.TarInfo(f"{number:05d}")
-            entry.size = len(frame)
-            tar.addfile(entry, io.BytesIO(frame))
-    return stream.getvalue()
+    blocks = []
+    for number, frame in enumerate(frames):
+        entry = tarfile.TarInfo(f"{number:05d}")
+        entry.size = len(frame)
+        blocks += [entry.tobuf(tarfile.USTAR_FORMAT), frame, bytes(-len(frame) % tarfile.BLOCKSIZE)]
+    return b"".join([*blocks, bytes(2 * tarfile.BLOCKSIZE)])
 
 
 def frames(video: bytes) -> list[bytes]:
-    """The encoded pictures of a video; PictureError where `video` is no tar of any."""
-    found = []
-    try:
-        with tarfile.open(fileobj=io.BytesIO(video), mode="r:") as tar:
-            for entry in tar:
-                file = tar.extractfile(entry)
-                if file is not None:
-                    found.append(file.read())
-    except tarfile.TarError as error:
-        raise PictureError(f"not a bundle of frames ({error})") from None
+    """The encoded pictures of a `bundle`; PictureError where `video` is none, or is cut short."""
+    found, at = [], 0
+    while header := video[at : at + tarfile.BLOCKSIZE].rstrip(b"\0"):
+        try:
+            size = int(header[_SIZE].rstrip(b" \0"), 8)
+        except ValueError:
+            raise PictureError("not a bundle of frames") from None
+        at += tarfile.BLOCKSIZE
+        if size < 0 or at + size > len(video):
+            raise PictureError("truncated bundle of frames")
+        found.append(video[at : at + size])
+        at += size + -size % tarfile.BLOCKSIZE
     if not found:
         raise PictureError("video has no frame")
     return found

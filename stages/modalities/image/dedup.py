@@ -27,8 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from ssl_models.config import Strict
 from stages import pictures
 from stages.clusters import Clusters, Sketch, compiled, first_of_equals, join, pairs_in_buckets, roots
 from stages.params import UserError
@@ -49,7 +50,7 @@ Bytes = NDArray[np.uint8]
 Pairs = NDArray[np.int64]
 
 
-class Options(BaseModel, extra="forbid", frozen=True):
+class Options(Strict):
     """`corpora.NAME.dedup` of pictures. Memory is 280 bytes a picture."""
 
     near: bool = Field(default=True, description="find near-duplicates too")
