@@ -1,0 +1,197 @@
+"""The flow against a real Prefect server, on projects whose stages only wait and write."""
+
+from __future__ import annotations
+
+import http.server
+import itertools
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.flows.conftest import Project, api, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def served(project: Project, server: str) -> Project:
+    project.environment["PREFECT_API_URL"] = server
+    return project
+
+
+def last_run(server: str) -> dict[str, Any]:
+    return api(server, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+
+
+def task_states(server: str, run: dict[str, Any], least: int) -> dict[str, str]:
+    """The final states of a run's tasks; they reach the server a moment after the flow's own."""
+
+    def found() -> dict[str, str] | None:
+        runs = api(server, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        states = {task["name"]: task["state_name"] for task in runs}
+        return states if len(states) >= least and not {"Running", "Pending"} & set(states.values()) else None
+
+    return wait_for(found, 30, f"{least} tasks have ended")
+
+
+def artifacts(server: str, run: dict[str, Any]) -> dict[str, Any]:
+    found = api(server, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    return {artifact["key"]: artifact["data"] for artifact in found}
+
+
+def test_what_changed_runs_and_the_rest_is_shown_as_cached(served: Project, server: str) -> None:
+    served.write_params({"a": "0", "b": "0"})
+    assert served.flow().returncode == 0
+    first = last_run(server)
+    assert set(task_states(server, first, 5).values()) == {"Completed"}
+    shown = artifacts(server, first)
+    assert {row["stage"] for row in json.loads(shown["stages"])} == set(served.times())
+    assert "| a | 0.5 |" in shown["metrics"]
+    assert "data:image/png;base64," in shown["loss-a"]
+
+    before = served.times()
+    nothing = served.flow()
+    assert nothing.returncode == 0 and "0 stages ran, 5 were cached" in nothing.stdout
+    assert "Running stage" not in nothing.stdout + nothing.stderr
+    assert set(task_states(server, last_run(server), 5).values()) == {"Cached"}
+    assert served.times() == before
+
+    served.write_params({"a": "0", "b": "0.1"})
+    assert served.flow().returncode == 0
+    states = task_states(server, last_run(server), 5)
+    assert {name for name, state in states.items() if state == "Completed"} == {"pretrain@b", "linear-probe@b"}
+
+
+def test_independent_models_run_at_the_same_time_and_never_trip_over_dvcs_locks(served: Project) -> None:
+    names = [f"m{i}" for i in range(8)]
+    served.write_params(dict.fromkeys(names, "0.5"))
+    done = served.flow("pretrain", "--parallel", "8")
+    assert done.returncode == 0, done.stdout
+    times = served.times()
+    assert len(times) == 9
+    spans = sorted(times[f"pretrain@{name}"] for name in names)
+    assert any(later < ended for (_, ended), (later, _) in itertools.pairwise(spans))
+
+
+def test_a_failure_shows_the_stages_last_lines_and_skips_what_needs_it(served: Project, server: str) -> None:
+    served.write_params({"bad": "0 3", "good": "0"}, corpora=("c", "d"))
+    done = served.flow("--keep-going", "--retries", "1", "--retry-delay", "0.1")
+    assert done.returncode == 1
+    run = last_run(server)
+    assert run["state_name"] == "Failed"
+    assert "the last words" in run["state"]["message"] and "with status 3" in run["state"]["message"]
+    states = task_states(server, run, 6)
+    assert states["pretrain@bad"] == "Failed" and states["linear-probe@bad"] == "Skipped"
+    assert states["linear-probe@good"] == "Completed"
+    assert done.stderr.count("the last words") + done.stdout.count("the last words") >= 2  # it was tried again
+
+
+def test_what_the_user_must_mend_is_not_tried_again(served: Project) -> None:
+    served.write_params({"bad": "0 2"})
+    done = served.flow("--retries", "5", "--retry-delay", "60")
+    assert done.returncode == 1 and "attempt 2" not in done.stdout + done.stderr
+
+
+def test_ctrl_c_ends_every_process_and_the_next_run_completes(served: Project, server: str) -> None:
+    served.write_params({"m": "60"})
+    flow = served.start("flows.run")
+    wait_for(lambda: (served.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    flow.send_signal(signal.SIGINT)
+    assert flow.wait(15) == 130
+    assert served.processes() == []
+    assert last_run(server)["state_name"] == "Cancelled"
+    served.write_params({"m": "0"})
+    assert served.flow().returncode == 0
+
+
+def test_kill_9_of_the_engine_leaves_no_process_and_the_next_run_completes(served: Project) -> None:
+    served.write_params({"m": "60"})
+    flow = served.start("flows.run")
+    wait_for(lambda: (served.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    flow.kill()
+    flow.wait(10)
+    wait_for(lambda: not served.processes(), 15, "every process has ended")
+    served.write_params({"m": "0"})
+    assert served.flow().returncode == 0
+
+
+def test_a_stage_is_ended_by_its_timeout(served: Project) -> None:
+    served.write_params({"m": "60"})
+    began = time.monotonic()
+    done = served.flow("--timeout", "pretrain=2")
+    assert done.returncode == 1 and "its timeout of 2 s" in done.stdout
+    assert time.monotonic() - began < 60
+    assert served.processes() == []
+
+
+def test_results_go_to_a_branch_and_nothing_else_of_git_is_touched(served: Project) -> None:
+    (served.root / "staged.txt").write_text("half a thought")
+    served.git("add", "staged.txt")
+    served.git("config", "core.abbrev", "12")
+    before = served.git("status", "--porcelain", "staged.txt", "work.py"), served.git("rev-parse", "HEAD")
+    refused = served.flow("--commit", "main")
+    assert refused.returncode == 1 and "'main' is checked out" in refused.stdout
+    assert served.times() == {}
+    assert served.flow("--commit", "results").returncode == 0
+    assert before == (
+        served.git("status", "--porcelain", "--", "staged.txt", "work.py"),
+        served.git("rev-parse", "HEAD"),
+    )
+    files = served.git("ls-tree", "-r", "--name-only", "results").splitlines()
+    assert {"dvc.lock", "data/pretrain/m/metrics.json", "data/pretrain/m/loss.csv", "work.py"} <= set(files)
+    assert "staged.txt" not in files
+    assert served.git("show", "results:dvc.lock") == (served.root / "dvc.lock").read_text().strip()
+    tip = served.git("rev-parse", "results")
+    again = served.flow("linear-probe@m", "--commit", "results")
+    assert again.returncode == 0 and "has it already" in again.stdout
+    assert served.git("rev-parse", "results") == tip
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    heard: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    heard: list[dict[str, Any]] = []
+    listener = type("Bound", (Listener,), {"heard": heard})
+    receiver = http.server.HTTPServer(("127.0.0.1", 0), listener)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{receiver.server_port}/secret-path", heard
+    receiver.shutdown()
+
+
+def test_a_failure_is_told_to_the_webhook_whose_address_stays_secret(
+    served: Project, server: str, webhook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    address, heard = webhook
+    done = served.flow("no-such-stage", PRETEXT_WEBHOOK=address)
+    assert done.returncode == 1
+    (told,) = heard
+    assert told["state"] == "Failed" and "no stage 'no-such-stage'" in told["message"]
+    assert told["url"].endswith(last_run(server)["id"]) and told["url"] in told["text"]
+    assert "secret-path" not in done.stdout + done.stderr + json.dumps(last_run(server))
+
+
+def test_without_a_server_a_flow_brings_its_own_and_leaves_the_home_alone(project: Project) -> None:
+    done = project.flow("pretrain@m")
+    assert done.returncode == 0, done.stdout
+    assert (project.root / ".prefect").is_dir()
+    assert not (Path(project.environment["HOME"]) / ".prefect").exists()
+    assert not any(process.name().startswith("prefect") for process in project.processes())
+    assert not [c for c in psutil.Process().children(recursive=True) if str(project.root) in " ".join(c.cmdline())]
