@@ -1,0 +1,127 @@
+"""`make schedule` as a user sees it: a real server and worker, a schedule seconds away, a cancellation by the API."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.flows.conftest import Project, answers, api, end, free_port, make_project, wait_for
+
+pytestmark = pytest.mark.slow
+
+SOON = """
+name: pretext
+deployments:
+  - name: soon
+    entrypoint: flows/pipeline.py:pipeline
+    parameters: {targets: [pretrain@m]}
+    schedules: [{interval: 20, anchor_date: "2026-01-01T00:00:00+00:00"}]
+    concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}
+    work_pool: {name: pretext}
+"""
+
+
+class Schedule:
+    """A running `flows.schedule` in a project."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}/api"
+        self.process = project.start("flows.schedule", "--port", str(self.port), PRETEXT_PROCESS="schedule")
+
+    def said(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.read()
+
+    def runs(self, *states: str) -> list[dict[str, Any]]:
+        wanted = {"flow_runs": {"state": {"type": {"any_": list(states)}}}, "sort": "START_TIME_DESC"}
+        return api(self.address, "/flow_runs/filter", wanted)
+
+
+@pytest.fixture
+def schedule(tmp_path: Path) -> Iterator[Schedule]:
+    project = make_project(tmp_path / "project", tmp_path / "home")
+    (project.root / "prefect.yaml").write_text(SOON)
+    project.write_params({"m": "0"})
+    running = Schedule(project)
+    try:
+        yield running
+    finally:
+        end(running.process)
+        for process in project.processes():
+            process.kill()
+
+
+def test_a_scheduled_run_completes_is_cancelled_by_the_api_and_all_ends_with_ctrl_c(schedule: Schedule) -> None:
+    project = schedule.project
+    wait_for(lambda: answers(f"{schedule.address}/health"), 120, "the server answers")
+    done = wait_for(lambda: schedule.runs("COMPLETED"), 150, "a scheduled run has completed")[-1]
+    assert done["deployment_id"] and done["auto_scheduled"]
+    assert done["state"]["message"].startswith("2 stages ran")
+    shown = api(schedule.address, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [done["id"]]}}})
+    assert {"stages", "metrics", "loss-m"} <= {artifact["key"] for artifact in shown}
+
+    listening = {
+        connection.laddr.ip
+        for process in project.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+    found = project.flow("shard@c")
+    assert found.returncode == 0 and f":{schedule.port}/" in found.stdout + found.stderr  # the server is found
+
+    (project.root / "notes/pretrain-m.pid").unlink()
+    project.write_params({"m": "100"})
+    pid = int(wait_for(lambda: _text(project.root / "notes/pretrain-m.pid"), 60, "training has started"))
+    (run,) = schedule.runs("RUNNING")
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    assert api(schedule.address, f"/flow_runs/{run['id']}/set_state", state)["status"] == "ACCEPT"
+    wait_for(lambda: not psutil.pid_exists(pid), 15, "the training process has ended")
+    wait_for(lambda: schedule.runs("CANCELLED"), 15, "the run is cancelled")
+    assert schedule.runs("CANCELLED")[0]["state_name"] == "Cancelled"
+
+    (project.root / "notes/pretrain-m.pid").unlink()
+    wait_for(lambda: _text(project.root / "notes/pretrain-m.pid"), 60, "the next run trains")
+    schedule.process.send_signal(signal.SIGINT)
+    assert schedule.process.wait(60) == 0
+    said = schedule.said()
+    assert "soon " in said and f"http://127.0.0.1:{schedule.port}" in said
+    wait_for(lambda: not project.processes(), 15, "no process is left")
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_taken_port_is_one_sentence(project: Project) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = project.run("flows.schedule", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: 127.0.0.1:{port}: Address already in use; choose another with --port"
+
+
+def test_the_deployments_of_the_project_are_what_the_issue_of_a_night_needs() -> None:
+    from ruamel.yaml import YAML
+
+    from flows.pipeline import pipeline
+    from tests.flows.conftest import ROOT
+
+    deployments = {d["name"]: d for d in YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    assert set(deployments) == {"nightly", "weekly"}
+    assert not deployments["nightly"]["parameters"].get("force") and deployments["weekly"]["parameters"]["force"]
+    for deployment in deployments.values():
+        assert deployment["concurrency_limit"]["limit"] == 1 and deployment["schedules"][0]["cron"]
+        pipeline.validate_parameters(json.loads(json.dumps(deployment["parameters"])))
