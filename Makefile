@@ -9,8 +9,9 @@ export DO_NOT_TRACK ?= 1
 .PHONY: run test lint flow review lock clean
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
+	dvc repro linear-probe@gpt
 	dvc repro
-	dvc metrics show data/linear-probe/*/metrics.json
+	dvc metrics show --json data/linear-probe/*/metrics.json | python -m stages.results
 
 test: $(VENV)/installed ## linters, types, then the tests: the quick ones first
 	ruff check
