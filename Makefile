@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DO_NOT_TRACK ?= 1
 
-.PHONY: run test lint flow review lock clean
+.PHONY: environment run test lint flow review schedule screenshots lock clean
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	dvc repro linear-probe@gpt
@@ -21,10 +21,18 @@ test: $(VENV)/installed ## linters, types, then the tests: the quick ones first
 	python -m pytest -m slow
 
 flow: $(VENV)/installed ## the same pipeline as a Prefect flow
-	python -m flows.pipeline
+	python -m flows.run
 
 review: $(VENV)/installed ## the MLflow UI on every run so far
 	python -m flows.review
+
+schedule: $(VENV)/installed ## a Prefect server and worker here, with the nightly and weekly runs of prefect.yaml
+	python -m flows.schedule
+
+screenshots: $(VENV)/installed ## docs/*.png, from the real MLflow and Prefect pages of this project's runs
+	python -m docs.screenshots
+
+environment: $(VENV)/installed ## .venv, from requirements.lock
 
 lock: $(VENV)/installed ## resolve pyproject.toml's ranges anew into requirements.lock
 	pip install -q pip-tools

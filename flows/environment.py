@@ -2,10 +2,10 @@
 
 Nothing leaks into the user's home: without a configuration of the user's own, Prefect's is `.prefect/` in the project.
 A server that `make schedule` has started there is found and used; without one, a flow brings its own for as long as it
-runs. Databases are SQLite files, or PostgreSQL where these variables name one:
+runs. Databases are SQLite files, or PostgreSQL where the tools' own variables name one:
 
-    PRETEXT_PREFECT_DATABASE=postgresql+asyncpg://USER:PASSWORD@HOST/prefect
-    PRETEXT_MLFLOW_DATABASE=postgresql://USER:PASSWORD@HOST/mlflow
+    PREFECT_API_DATABASE_CONNECTION_URL=postgresql+asyncpg://USER:PASSWORD@HOST/prefect
+    MLFLOW_TRACKING_URI=postgresql://USER:PASSWORD@HOST/mlflow
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 HOME = Path(".prefect")
-PREFECT_DATABASE = "PRETEXT_PREFECT_DATABASE"
-MLFLOW_DATABASE = "PRETEXT_MLFLOW_DATABASE"
 WEBHOOK = "PRETEXT_WEBHOOK"
-FLOW_RUN_URL = "PRETEXT_FLOW_RUN_URL"
-"""Set for every stage, so that an MLflow run can lead back to the flow run."""
 _SERVER = "server"
 
 
@@ -35,10 +31,6 @@ def prepare() -> None:
         os.environ.setdefault("PREFECT_HOME", str(HOME.absolute()))
         if (address := running_server()) is not None:
             os.environ["PREFECT_API_URL"] = address
-    if database := os.environ.get(PREFECT_DATABASE):
-        os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", database)
-    if database := os.environ.get(MLFLOW_DATABASE):
-        os.environ.setdefault("MLFLOW_TRACKING_URI", database)
 
 
 def home() -> Path:

@@ -28,11 +28,11 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import artifacts, graph, publish
 from flows.artifacts import Outcome, StageProgress
-from flows.environment import FLOW_RUN_URL
 from flows.graph import GraphError, Node
 from flows.hooks import notify
 from flows.links import flow_run_page
 from flows.stage_task import Children, Ended, Policy, StageError, repro
+from stages.provenance import FLOW_RUN_URL
 
 MOST_PARALLEL = 32
 ALIKE = "what it needs came out as before"

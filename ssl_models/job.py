@@ -46,6 +46,8 @@ class Tracking(Strict):
     experiment: str = "pretext"
     tags: dict[str, str] = Field(default_factory=dict)
     datasets: tuple[Dataset, ...] = ()
+    reproduce: str = Field(default="", description="Markdown: how to do this again, for the run's description")
+    files: dict[str, str] = Field(default_factory=dict, description="texts kept as artifacts, by their path")
 
 
 class Job(Strict):

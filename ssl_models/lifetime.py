@@ -1,4 +1,4 @@
-"""A child that dies with its parent, even where the parent is ended by `kill -9`: no orphan ever holds a GPU or a lock."""
+"""A child that dies with its parent, even one ended by `kill -9`: no orphan ever holds a GPU or a lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL, parent: int | None = None) -> None:
-    """Ask the kernel to send this process `number` when the thread that started it ends (prctl(2); Linux, else nothing).
+    """Ask the kernel to send this process `number` when the thread that started it ends (Linux: prctl(2)).
 
     `parent` is the process id the caller knows its parent by: where that one is already gone, this process ends now.
     """

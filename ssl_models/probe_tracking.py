@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl_models import description, tracking
 from ssl_models import report as reports
-from ssl_models import tracking
 from ssl_models.job import Tracking
 from ssl_models.probe import Report
 
@@ -98,6 +98,8 @@ def _write(client: Any, run_id: str, name: str, report: Report | None, seconds: 
     client.log_dict(run_id, reports.details(report, seconds), f"{FOLDER}/report.json")
     if report is None:
         return
+    note = client.get_run(run_id).data.tags.get(description.NOTE, "")
+    client.set_tag(run_id, description.NOTE, description.with_result(note, reports.markdown(report)))
     client.log_text(run_id, f"# {name}\n\n{reports.markdown(report)}", f"{FOLDER}/report.md")
     client.log_figure(run_id, reports.curve_figure(report), f"{FOLDER}/label_efficiency.png")
     if (figure := reports.confusion_figure(report)) is not None:

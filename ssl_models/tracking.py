@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ssl_models import description
 from ssl_models.job import Job, Tracking
 from ssl_models.objectives import Examples
 
@@ -33,6 +34,8 @@ AT_ONCE = 1000
 """Most metrics in one batch that MLflow takes."""
 SECONDS = 3.0
 """Longest wait of a metric in the buffer."""
+MACHINE_SECONDS = 5.0
+"""Between samples of the machine's use."""
 RETRY = 20.0
 """Seconds between attempts to reach a tracking server that failed."""
 FAREWELL = 60.0
@@ -120,6 +123,7 @@ class Tracker:
         """What the server does not have yet: the training thread appends, the tracking thread takes from the left."""
         self._run: dict[str, str | None] = {"run_id": None, "experiment_id": None}
         self._client: Any = None
+        self._monitor: Any = None
         self._sent = {False: 0, True: 0}
         self._warned = False
         self._next_attempt = 0.0
@@ -199,6 +203,7 @@ class Tracker:
             partial.write_text(json.dumps({"run_id": run_id, "tracking_uri": self._job.tracking.uri}))
             partial.replace(self._memory)
         self._describe(client, run_id)
+        self._watch_machine(run_id)
         self._run = {"run_id": run_id, "experiment_id": experiment}
         self._client = client
 
@@ -226,7 +231,7 @@ class Tracker:
         return run_id
 
     def _describe(self, client: Any, run_id: str) -> None:
-        """Parameters and dataset inputs; saying them again changes nothing."""
+        """Parameters, dataset inputs and the description; saying them again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         parameters = flat(self._job.model.model_dump(mode="json"))
@@ -240,6 +245,19 @@ class Tracker:
         ]
         if inputs:
             client.log_inputs(run_id, inputs)
+        client.set_tag(run_id, description.NOTE, description.opening(self._job))
+        for path, text in self._job.tracking.files.items():
+            client.log_text(run_id, text, path)
+
+    def _watch_machine(self, run_id: str) -> None:
+        """Log the use of processors, memory, disk, network and GPUs, as `system/...`, until the run ends."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor: Any = SystemMetricsMonitor
+        self._monitor = monitor(
+            run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True, tracking_uri=self._job.tracking.uri
+        )
+        self._monitor.start()
 
     def _send(self) -> None:
         """Send the buffer; a point whose step the run already has is dropped."""
@@ -260,6 +278,8 @@ class Tracker:
                 self._points.popleft()
 
     def _end(self, status: Status) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
         self._client.set_terminated(self._run["run_id"], status)
 
     def _show(self, shown: _Shown) -> None:

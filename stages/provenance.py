@@ -19,31 +19,78 @@ from stages.params import load_compute
 LOCK = Path("dvc.lock")
 CACHE = Path(".dvc/cache/files/md5")
 STORE = Path(".mlflow")
+FLOW_RUN_URL = "PRETEXT_FLOW_RUN_URL"
+"""Set by a flow for the stages it runs: the page of the flow run."""
+PATCH = "reproduce/changes.patch"
+DECIDES = ("params.yaml", "dvc.yaml", "requirements.lock", "stages", "ssl_models")
+"""What decides the result; `compute.yaml`, which may name a password, does not."""
 
 
 def tracking_uri() -> str:
     """`compute.yaml: tracking_uri`, else MLFLOW_TRACKING_URI, else SQLite in `.mlflow/`, by its absolute path."""
     given = load_compute().tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{STORE.absolute() / 'mlflow.db'}"
+    return given or f"sqlite:///{project() / STORE / 'mlflow.db'}"
+
+
+def project() -> Path:
+    """The root of the project; that of the user's own working tree for a DVC experiment, which runs in a copy below
+    `.dvc/tmp/exps` that is removed in the end, and would take its MLflow runs with it."""
+    here = Path.cwd()
+    copies = [folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps")]
+    return copies[0].parents[2] if copies else here
 
 
 def tracking(corpus: str, stage: str, datasets: tuple[Dataset, ...]) -> Tracking:
     """What a job is told about its MLflow run: one experiment per corpus, and tags that lead back to here."""
     uri = tracking_uri()
-    artifacts = (STORE.absolute() / "artifacts").as_uri() if uri.startswith("sqlite:///") else None
+    artifacts = None if uri.startswith("http") else (project() / STORE / "artifacts").as_uri()
     tags = {"stage": stage, "dvc.lock": lock_hash(), "mlflow.source.type": "JOB", "mlflow.source.name": stage}
-    if commit := git_commit():
+    commit = git_commit()
+    if commit:
         tags |= {"git.commit": commit, "mlflow.source.git.commit": commit}
-    return Tracking(uri=uri, artifacts=artifacts, experiment=corpus, tags=tags, datasets=datasets)
+    if flow_run := os.environ.get(FLOW_RUN_URL):
+        tags["prefect.flow_run"] = flow_run
+    changes = uncommitted()
+    return Tracking(
+        uri=uri,
+        artifacts=artifacts,
+        experiment=corpus,
+        tags=tags,
+        datasets=datasets,
+        reproduce=reproduction(stage, commit, bool(changes)),
+        files={PATCH: changes} if changes else {},
+    )
+
+
+def reproduction(stage: str, commit: str, changed: bool) -> str:
+    """The commands that do this stage again from a clone of the repository, as Markdown."""
+    patch = [f"git apply {Path(PATCH).name}"] if changed else []
+    lines = ["```bash", f"git checkout {commit or 'COMMIT'}", *patch, "make environment"]
+    lines += [f".venv/bin/dvc repro {stage}", "```"]
+    if changed:
+        lines += ["", f"The working tree had changes that the commit lacks: they are this run's artifact `{PATCH}`."]
+    return "\n".join(lines)
+
+
+def uncommitted() -> str:
+    """What decides the result and differs from the commit, as one patch; empty outside git."""
+    changed = _git("diff", "HEAD", "--", *DECIDES)
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *DECIDES).splitlines()
+    return changed + "".join(_git("diff", "--no-index", "--", os.devnull, name, status=1) for name in new)
+
+
+def _git(*arguments: str, status: int = 0) -> str:
+    """The output of a git command; empty where it fails, or where there is no git."""
+    try:
+        asked = subprocess.run(["git", *arguments], capture_output=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.decode("utf-8", "replace") if asked.returncode == status else ""
 
 
 def git_commit() -> str:
     """The commit of the working tree, empty outside git."""
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+    return _git("rev-parse", "HEAD").strip()
 
 
 def lock_hash() -> str:
