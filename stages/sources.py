@@ -23,7 +23,7 @@ from typing import IO, Protocol
 import zstandard
 
 from stages.params import UserError
-from stages.readers import File, Partition, Reject, excerpt
+from stages.readers import File, Partition, Reject, excerpt, too_long
 from stages.tables import PARTITION_BYTES
 
 CHUNK = 2**20
@@ -34,6 +34,10 @@ COMPRESSED_CHUNK = 2**13
 
 class DamageError(Exception):
     """The stream cannot be read further; what came before is good. The message is a reason to reject the rest."""
+
+
+class MissingError(UserError):
+    """There is no such file."""
 
 
 class Decompressor(Protocol):
@@ -65,6 +69,7 @@ COMPRESSIONS: dict[str, Compression] = {
     ".zst": Compression("zstd", b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
     ".bz2": Compression("bzip2", b"BZh", bz2.BZ2Decompressor),
     ".xz": Compression("xz", b"\xfd7zXZ\x00", lzma.LZMADecompressor),
+    ".tgz": Compression("gzip", b"\x1f\x8b", lambda: zlib.decompressobj(31)),
 }
 ERRORS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
 """What decompressors raise for damaged data."""
@@ -87,6 +92,20 @@ def ascii_superset(encoding: str) -> str:
 def is_url(source: str) -> bool:
     """Whether `source` goes through fsspec."""
     return "://" in source and not source.startswith("file://")
+
+
+def root(source: str) -> str:
+    """The folder that the paths of a `listing` of `source` may be told relative to, written as they are: the source
+    itself, up to the first step that is a glob."""
+    steps = source.removeprefix("file://").rstrip("/").split("/")
+    plain = next((number for number, step in enumerate(steps) if glob.has_magic(step)), len(steps))
+    folder = "/".join(steps[:plain])
+    if not is_url(source):
+        return folder if Path(folder).is_dir() or plain < len(steps) else folder.rpartition("/")[0]
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(folder)
+    return str(system.unstrip_protocol(path))
 
 
 def stem(path: str) -> str:
@@ -124,7 +143,7 @@ def _wanted(path: str, root: str, suffixes: Sequence[str], pattern: str | None) 
         return False
     if pattern is not None:
         return fnmatch(relative, pattern) or fnmatch("/" + relative, pattern)
-    return not suffixes or stem(relative).lower().endswith(tuple(suffixes))
+    return not suffixes or any(name.lower().endswith(tuple(suffixes)) for name in (relative, stem(relative)))
 
 
 def _list_local(source: str) -> _Found:
@@ -248,8 +267,25 @@ def opened(path: str) -> Iterator[IO[bytes]]:
         else:
             with Path(path).open("rb") as stream:
                 yield stream
+    except FileNotFoundError:
+        raise MissingError(f"{path}: cannot be read: there is no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def whole(path: str, limit: int, place: str | None = None) -> bytes | Reject:
+    """The content of a file of at most `limit` bytes, decompressed; else why there is none, at `place` (the path)."""
+    held, size = list[bytes](), 0
+    try:
+        for chunk in chunks(path):
+            size += len(chunk)
+            if size <= limit or not held:
+                held.append(chunk)
+    except DamageError as damage:
+        return Reject(place or path, str(damage), excerpt(held[0]) if held else "")
+    if size == 0:
+        return Reject(place or path, "empty file")
+    return too_long(place or path, size, limit, held[0]) if size > limit else b"".join(held)
 
 
 def chunks(path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:

@@ -36,6 +36,12 @@ def plan(source: str, options: Options) -> list[Partition]:
 
 def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
     """One Record or Reject for every row."""
+    for found in rows(partition, options):
+        yield found if isinstance(found, Reject) else _record(found[1], options, found[0])
+
+
+def rows(partition: Partition, options: Options) -> Iterator[tuple[str, dict[str, str]] | Reject]:
+    """(place, fields by column) of every row, or why it has none."""
     for file in partition.files:
         piece = Partition((file,), partition.start, partition.end, partition.first)
         header: list[str] | None = columns(Partition((file,)), options) if partition.start else None
@@ -50,7 +56,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
                 reason = f"row has another number of fields than the header ({len(row)}, not {len(header)})"
                 yield Reject(place, reason, excerpt(options.delimiter.join(row)))
             else:
-                yield _record(dict(zip(header, row, strict=True)), options, place)
+                yield place, dict(zip(header, row, strict=True))
 
 
 def _header(row: list[str], options: Options, place: str) -> list[str]:

@@ -37,6 +37,12 @@ def plan(source: str, options: Options) -> list[Partition]:
 
 def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
     """One Record or Reject for every line that is not blank."""
+    for found in rows(partition, options):
+        yield found if isinstance(found, Reject) else record(found[1], options, found[0])
+
+
+def rows(partition: Partition, options: Options) -> Iterator[tuple[str, dict[str, Any]] | Reject]:
+    """(place, named values) of every line that is not blank, or why it has none."""
     for found in numbered(partition, ESCAPED * options.max_document_bytes + readers.EXCERPT):
         if isinstance(found, Reject):
             yield found
@@ -45,7 +51,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         if line and not line.isspace():
             place = f"{file.path}:{number}"
             parsed = _parse(line)
-            yield Reject(place, parsed, excerpt(line)) if isinstance(parsed, str) else record(parsed, options, place)
+            yield Reject(place, parsed, excerpt(line)) if isinstance(parsed, str) else (place, parsed)
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:

@@ -1,4 +1,6 @@
-"""Parquet: rows of text columns. Large files are cut at row groups; batches are small, so that memory is bounded."""
+"""Parquet: rows of text, of pictures, or of both. Large files are cut at row groups, and batches are small, so that
+memory is bounded. A picture is a column of bytes, or the struct of `bytes` and `path` that `datasets` writes.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,28 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
+from stages import readers
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, jsonl
 from stages.sources import listing, opened, partitions
 from stages.tables import PARTITION_BYTES
 
-MODALITIES = frozenset({"text"})
+MODALITIES = frozenset({"text", "image", "image_text"})
 SUFFIXES = (".parquet", ".pq")
 BATCH = 64
 """Rows decoded at once: few, as each may be a document of the largest size."""
+PICTURES = 8
+"""Rows with pictures decoded at once."""
 FAULTS = (pa.ArrowException, OSError, EOFError)
 """What pyarrow raises for a damaged file."""
 
-Options = jsonl.Options
+
+class Options(jsonl.Options, readers.Pictures):
+    """Which columns are what."""
+
+    image: str | None = Field(default=None, description="column of the picture; needed for image and image_text")
 
 
 def plan(source: str, options: Options) -> list[Partition]:
@@ -57,19 +67,42 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
             row = partition.first
             try:
                 for values in _rows(pq.ParquetFile(stream), partition, options):
-                    yield jsonl.record(values, options, f"{file.path}:{row}")
+                    yield record(values, options, f"{file.path}:{row}")
                     row += 1
             except FAULTS as error:
                 place = file.path if row == partition.first else f"{file.path}:{row}"
                 yield Reject(place, f"not a Parquet file, or damaged ({str(error).splitlines()[0]})")
 
 
+def record(row: dict[str, Any], options: Options, place: str) -> Record | Reject:
+    """The Record that a row of named values holds, or why it holds none. The caption of a picture may be missing."""
+    if options.image is None:
+        return jsonl.record(row, options, place)
+    if options.image not in row:
+        return Reject(place, f"no column {options.image!r}", ", ".join(row))
+    image = row[options.image]
+    if isinstance(image, dict):
+        image = image.get("bytes")
+        if image is None:
+            return Reject(
+                place, f"column {options.image!r} has a path, but no bytes", str(row[options.image].get("path"))
+            )
+    if not isinstance(image, bytes):
+        return Reject(place, f"column {options.image!r} is not bytes (it is {readers.kind(image)})")
+    found = jsonl.record({**row, options.text: row.get(options.text) or ""}, options, place)
+    if isinstance(found, Reject):
+        return found
+    caption = {"text": found.payload["text"]} if row.get(options.text) is not None else {}
+    return Record({"image": image, **caption}, found.label, place, found.group)
+
+
 def _rows(file: pq.ParquetFile, partition: Partition, options: Options) -> Iterator[dict[str, Any]]:
     """The rows as named values. A string that is no UTF-8 comes as bytes, which no column of text accepts."""
-    wanted = {name for name in (options.text, options.label, options.group) if name is not None}
+    wanted = {name for name in (options.image, options.text, options.label, options.group) if name is not None}
     names = [name for name in file.schema_arrow.names if name in wanted]
     groups = range(partition.start, file.num_row_groups if partition.end is None else partition.end)
-    for batch in file.iter_batches(BATCH, row_groups=list(groups), columns=names or file.schema_arrow.names[:1]):
+    size = BATCH if options.image is None else PICTURES
+    for batch in file.iter_batches(size, row_groups=list(groups), columns=names or file.schema_arrow.names[:1]):
         columns = {name: _values(batch.column(name)) for name in names}
         for index in range(batch.num_rows):
             yield {name: values[index] for name, values in columns.items()}

@@ -53,21 +53,8 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
 def _files(partition: Partition, options: Options) -> Iterator[tuple[File, int, bytes] | Reject]:
     """Whole files, none of more than `max_document_bytes`."""
     for file in partition.files:
-        held, size = [], 0
-        try:
-            for chunk in sources.chunks(file.path):
-                size += len(chunk)
-                if size <= options.max_document_bytes:
-                    held.append(chunk)
-        except sources.DamageError as damage:
-            yield Reject(file.path, str(damage), excerpt(held[0]) if held else "")
-            continue
-        if size == 0:
-            yield Reject(file.path, "empty file")
-        elif size > options.max_document_bytes:
-            yield readers.too_long(file.path, size, options.max_document_bytes, held[0] if held else b"")
-        else:
-            yield file, 1, b"".join(held).removeprefix(b"\xef\xbb\xbf")
+        content = sources.whole(file.path, options.max_document_bytes)
+        yield content if isinstance(content, Reject) else (file, 1, content.removeprefix(b"\xef\xbb\xbf"))
 
 
 def _pieces(partition: Partition, options: Options) -> Iterator[tuple[File, int, bytes] | Reject]:

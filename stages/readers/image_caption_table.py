@@ -1,0 +1,92 @@
+"""A table of pictures: CSV, TSV or JSON lines, with a column of paths and columns of captions and labels.
+
+Paths are relative to the folder of the table, or absolute, or URLs. A picture may be in many rows, with a caption each;
+rows of one picture are one group, unless a column says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from stages import readers, sources
+from stages.readers import File, Partition, Record, Reject, csv, image_folder, jsonl
+
+MODALITIES = frozenset({"image", "image_text"})
+TABLE_BYTES = 2**20
+"""Of a table in one partition: the pictures that it names are far larger."""
+
+
+class Options(readers.Pictures):
+    """Which columns are what, and the dialect of CSV."""
+
+    image: str = Field(default="image", description="column of the picture's path")
+    text: str | None = Field(default=None, description="column of the caption; needed for modality image_text")
+    label: str | None = Field(default=None, description="column of the label")
+    group: str | None = Field(default=None, description="column of what must stay on one side of every split")
+    files: str | None = Field(default=None, description="glob of the tables to take from a folder, relative to it")
+    delimiter: str | None = Field(
+        default=None, min_length=1, max_length=1, description="of CSV; default a comma, a tab in .tsv"
+    )
+    encoding: str = Field(default="utf-8", description="of CSV, any that Python knows")
+
+    _known = field_validator("encoding")(sources.ascii_superset)
+
+
+def plan(source: str, options: Options) -> list[Partition]:
+    """Ranges of lines, as of any table."""
+    tables = sources.listing(source, (*csv.SUFFIXES, *jsonl.SUFFIXES), options.files)
+    return sources.partitions(tables, _split, size=TABLE_BYTES)
+
+
+def _split(file: File) -> list[Partition]:
+    return sources.split_lines(file, unless=b"" if _is_json(file) else csv.QUOTE.encode(), size=TABLE_BYTES)
+
+
+def _is_json(file: File) -> bool:
+    return sources.stem(file.path).lower().endswith(jsonl.SUFFIXES)
+
+
+def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
+    """One Record or Reject for every row."""
+    for file in partition.files:
+        for found in _rows(Partition((file,), partition.start, partition.end, partition.first), options):
+            yield found if isinstance(found, Reject) else _record(file, *found, options)
+
+
+def _rows(partition: Partition, options: Options) -> Iterator[tuple[str, dict[str, Any]] | Reject]:
+    (file,) = partition.files
+    if _is_json(file):
+        yield from jsonl.rows(partition, jsonl.Options())
+        return
+    delimiter = options.delimiter or ("\t" if sources.stem(file.path).lower().endswith(".tsv") else ",")
+    yield from csv.rows(partition, csv.Options(delimiter=delimiter, encoding=options.encoding, text=options.image))
+
+
+def _record(table: File, place: str, row: dict[str, Any], options: Options) -> Record | Reject:
+    name = row.get(options.image)
+    if not isinstance(name, str) or not name:
+        reason = f"no column {options.image!r}" if options.image not in row else f"column {options.image!r} has no path"
+        return Reject(place, reason, readers.excerpt(str(row)))
+    folder = table.path.rpartition("/")[0]
+    name = name.removeprefix("file://")
+    path = name if sources.is_url(name) or name.startswith("/") or not folder else f"{folder}/{name}"
+    try:
+        content = sources.whole(path, options.max_document_bytes, place)
+    except sources.MissingError:
+        return Reject(place, f"there is no such picture ({path})")
+    if isinstance(content, Reject):
+        return content
+    payload: dict[str, str | bytes] = {"image": content}
+    if options.text is not None and (caption := row.get(options.text)) is not None:
+        payload["text"] = caption
+    group = image_folder.value(row, options.group) if options.group is not None else path
+    return Record(payload, image_folder.value(row, options.label), place, group)
+
+
+def columns(partition: Partition, options: Options) -> list[str]:
+    """Names of the columns of the first row."""
+    first = next((row for row in _rows(Partition(partition.files[:1]), options) if not isinstance(row, Reject)), None)
+    return [] if first is None else list(first[1])

@@ -1,0 +1,110 @@
+"""Video files, decoded by PyAV (FFmpeg) into clips of frames: MP4, WebM, AVI, animated GIF and whatever else it reads.
+
+A file is streamed: of a film of any length, one clip is in memory. Its clips follow each other, at the frame rate of
+the file or at `rate`, until `clips` of them are made; what is left at its end is no clip. Frames are kept as PNG,
+without loss, their shorter side made `side` pixels at most. All clips of a file are one group; the folder below the
+source that it lies in is its class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from stages import pictures, readers, sources
+from stages.params import UserError
+from stages.readers import Partition, Record, Reject
+
+MODALITIES = frozenset({"video"})
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif")
+
+
+_SLACK = 2
+"""Frames that a sound file may lack of the number in its header, cut away by an edit list."""
+_LITTLE = 1e-6
+"""Seconds by which a frame may come before its time."""
+
+
+class Options(readers.Pictures):
+    """How videos are cut into clips."""
+
+    frames: int = Field(default=16, ge=2, le=1024, description="in a clip")
+    rate: float | None = Field(default=None, gt=0, le=1000, description="frames a second; default: those of the file")
+    clips: int | None = Field(default=None, ge=1, description="of a file, at most: its first ones")
+    side: int = Field(default=256, ge=8, le=4096, description="of a kept frame, the shorter one, at most")
+    class_folders: bool = Field(default=True, description="the class is the folder below the source")
+    files: str | None = Field(default=None, description="glob of the files to take from the folder, relative to it")
+
+
+def plan(source: str, options: Options) -> list[Partition]:
+    """Whole files, small ones grouped."""
+    files = sources.listing(source, SUFFIXES, options.files)
+    root = sources.root(source)
+    return [dataclasses.replace(part, root=root) for part in sources.partitions(files)]
+
+
+def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
+    """One Record for every clip; a Reject for a file without one, and for what follows damage."""
+    try:
+        import av
+    except ImportError:
+        raise UserError("the reader `video` needs PyAV: pip install av") from None
+
+    for file in partition.files:
+        folders = PurePosixPath(file.path.removeprefix(partition.root).lstrip("/")).parts[:-1]
+        label = folders[0] if options.class_folders and folders else None
+        clips, held, start = 0, list[bytes](), 0.0
+        with sources.opened(file.path) as stream:
+            try:
+                for moment, frame in _frames(stream, av, options):
+                    start = start if held else moment
+                    held.append(frame)
+                    if len(held) == options.frames:
+                        yield Record({"video": pictures.bundle(held)}, label, f"{file.path}:{start:.3f}s", file.path)
+                        clips, held = clips + 1, []
+                        if clips == options.clips:
+                            break
+            except (av.FFmpegError, pictures.PictureError, EOFError) as error:
+                detail = (str(error) or type(error).__name__).splitlines()[0]
+                yield Reject(file.path, f"not a video that can be decoded, or damaged ({detail})")
+                continue
+        if not clips:
+            yield Reject(file.path, f"video is shorter than a clip ({len(held)} frames, not {options.frames})")
+
+
+def _frames(stream: IO[bytes], av: Any, options: Options) -> Iterator[tuple[float, bytes]]:
+    """(seconds from the beginning, PNG) of the frames, at most `rate` a second."""
+    with av.open(stream) as container:
+        if not container.streams.video:
+            raise pictures.PictureError("it has no video stream")
+        video = container.streams.video[0]
+        seen, begun, due = 0, None, 0.0
+        for frame in container.decode(video):
+            if frame.width * frame.height > options.max_pixels:
+                raise pictures.PictureError(f"frames have more than max_pixels pixels ({options.max_pixels})")
+            moment = frame.time if frame.time is not None else seen / float(video.average_rate or 1)
+            begun = moment if begun is None else begun
+            seen += 1
+            if options.rate is None or moment - begun >= due - _LITTLE:
+                due += 0 if options.rate is None else 1 / options.rate
+                yield moment - begun, _png(frame, options.side)
+        if seen + _SLACK < video.frames:
+            raise pictures.PictureError(f"it ends after {seen} of {video.frames} frames")
+
+
+def _png(frame: Any, side: int) -> bytes:
+    """A frame upright, its shorter side at most `side` pixels, as PNG."""
+    picture = frame.to_image()
+    if frame.rotation:
+        picture = picture.rotate(frame.rotation, expand=True)
+    scale = side / min(picture.size)
+    if scale < 1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=pictures.DRAFT)
+    return pictures.encoded(np.asarray(picture))
