@@ -27,8 +27,9 @@ Labels = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
 
 ITERATIONS = 300
-GRADIENT = 1e-4
-"""Converged where no entry of the gradient of the mean loss is larger (scikit-learn's default)."""
+GRADIENT, CONVERGED = 1e-4, 1e-3
+"""The search ends where no entry of the gradient of the mean loss is larger than the first (scikit-learn's default), or
+where float32 tells no better point; more than the second is no optimum."""
 MEMORY = 10
 FEW = 512
 """Most rows whose span is computed: it costs the cube of their number."""
@@ -143,4 +144,5 @@ def _fit(
     first = np.zeros((width + 1) * len(classes)) if start is None else start.weights.astype(np.float64).ravel()
     limits = {"maxiter": ITERATIONS, "gtol": GRADIENT, "maxcor": MEMORY}
     found = minimize(loss, first, jac=True, method="L-BFGS-B", options=limits)
-    return Classifier(found.x.astype(np.float32).reshape(width + 1, -1), classes, bool(found.success))
+    converged = bool(np.abs(found.jac).max() <= CONVERGED)
+    return Classifier(found.x.astype(np.float32).reshape(width + 1, -1), classes, converged)

@@ -60,7 +60,7 @@ def details(report: Report | None, seconds: float) -> Json:
     if report is None:
         return metrics(None, seconds)
     task = report.task
-    chosen = ("feature", "strength", "width", "slice_accuracy")
+    chosen = ("feature", "strength", "width", "slice_accuracy", "converged")
     return {
         "rows": {"train": len(task.trained), "test": len(task.tested), "classes": task.classes},
         "encoders": {
