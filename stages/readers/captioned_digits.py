@@ -1,4 +1,4 @@
-"""Pictures of two handwritten digits with a caption that says which, and how they lie: `a three above a seven`.
+"""Pictures of two handwritten digits with a caption that says which, and how they lie: `three above seven`.
 
 Made of scikit-learn's digits, so in need of no network. A composition is an ordered pair of classes and a relation
 (`to the left of`, `above`): 200 in all, and each is a group. Every handwritten digit is dealt to just one place of one
@@ -46,7 +46,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record]:
             random = np.random.Generator(np.random.Philox(np.random.SeedSequence([options.seed, number, turn])))
             mine = [random.choice(places[place, number]) for place in (0, 1)]
             picture = composed(pixels[mine], relation == 1, options.side, random)
-            caption = f"a {NAMES[first]} {RELATIONS[relation]} a {NAMES[second]}"
+            caption = f"{NAMES[first]} {RELATIONS[relation]} {NAMES[second]}"
             group = f"captioned-digits/{caption}"
             payload: dict[str, str | bytes] = {"image": pictures.encoded(picture), "text": caption}
             yield Record(payload, NAMES[first], f"captioned-digits:{number + 1}:{turn + 1}", group)
