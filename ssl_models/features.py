@@ -154,6 +154,6 @@ def _sparse(values: Tensor) -> csr_array:
     values = values.detach().cpu()
     if values.layout == torch.strided:
         return csr_array(values.float().numpy())
-    pairs = values.to_sparse_coo().coalesce()
+    pairs = torch.Tensor.to_sparse(values).coalesce()
     content = (pairs.values().float().numpy(), tuple(pairs.indices().numpy()))
     return csr_array(content, shape=tuple(values.shape))

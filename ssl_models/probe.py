@@ -178,8 +178,10 @@ def choose(
     features: Mapping[str, Matrix], task: Task, config: Probe, device: torch.device
 ) -> tuple[str, Matrix, float, float | None] | None:
     """(feature, its standardised matrix of all rows, strength, accuracy on the slice), chosen on a slice of the
-    training part; None where no feature is finite. Classes of one row leave no slice, and so nothing to choose by: the
-    first feature and the middle strength are taken, the accuracy is None. Ties go to the first feature and to the stronger penalty."""
+    training part; None where no feature is finite. Ties go to the first feature and to the stronger penalty.
+
+    Classes of one row leave no slice to choose on: then it is the first feature, the middle strength, and no accuracy.
+    """
     train, labels = ~task.test, task.trained
     held = stratified(labels, SLICE, config.seed)
     strengths = sorted(config.strengths)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -33,6 +32,9 @@ PREDICTIONS = pa.schema(
 )
 """Test rows of the pre-trained encoder; `row` is the row's number in the probe split. `predicted` is null, and
 `correct` false, where the encoder has no finite feature. The file's metadata hold `probe_rows`, a hash of the split."""
+
+CHUNK = 4096
+"""Rows whose tokens are held at once to find their lengths."""
 
 
 def select(shards: Shards, config: Probe) -> tuple[Split, Task] | str:
@@ -63,9 +65,10 @@ def source(split: Split, task: Task, encoding: Encoding) -> Source:
     """The task's rows; of a corpus of texts, with their lengths."""
     if encoding.modality != "text":
         return Source(split.rows, task.rows)
-    place = np.arange(1, encoding.length + 1)
-    lengths = np.concatenate([((file["tokens"] != encoding.pad) * place).max(axis=1) for file in split.files])
-    return Source(split.rows, task.rows, lengths[task.rows])
+    place = torch.arange(1, encoding.length + 1)
+    chunks = [split.rows(task.rows[at : at + CHUNK])["tokens"] for at in range(0, len(task.rows), CHUNK)]
+    lengths = [((tokens != encoding.pad) * place).amax(dim=1) for tokens in chunks]
+    return Source(split.rows, task.rows, torch.cat(lengths).numpy())
 
 
 def run_probe(name: str, trained: Objective, fresh: Objective, rows: Source, task: Task, config: Probe) -> Report:
@@ -105,37 +108,41 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
         writer.writerows(rows)
 
 
-def linear_probe(name: str) -> None:
-    """Probe the model `models.NAME` and write `data/linear-probe/NAME/`."""
-    start = time.monotonic()
+def ask(name: str) -> tuple[Shards, Report | None]:
+    """The report of the model `models.NAME`, None where there is nothing to probe; and the shards it is about."""
     model, config = params.model(name), params.load_params().probe
-    folder, pretrained = tables.address("linear-probe", name), tables.address("pretrain", name)
+    folder = tables.address("pretrain", name) / "model"
     try:
         shards = Shards.open(tables.address("shard", model.corpus) / "shards")
         selected = select(shards, config)
-        encoding = Encoding.load(pretrained / "model" / artifact.ENCODING)
-        trained, fresh = encoders(pretrained / "model", encoding, config.seed)
+        encoding = Encoding.load(folder / artifact.ENCODING)
+        trained, fresh = encoders(folder, encoding, config.seed)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run dvc repro pretrain@{name}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    found: Report | None = None
     if isinstance(selected, str):
         print(f"linear-probe {name}: {selected}, so there is nothing to probe", flush=True)
-    else:
-        split, task = selected
-        found = run_probe(name, trained, fresh, source(split, task, encoding), task, config)
+        return shards, None
+    split, task = selected
+    return shards, run_probe(name, trained, fresh, source(split, task, encoding), task, config)
+
+
+def linear_probe(name: str) -> None:
+    """Probe the model `models.NAME` and write `data/linear-probe/NAME/`, then into its MLflow run."""
+    start = time.monotonic()
+    shards, found = ask(name)
     seconds = time.monotonic() - start
+    folder = tables.address("linear-probe", name)
     tables.write_json(folder / "report.json", report.details(found, seconds))
     tables.write_parquet(folder / "predictions.parquet", predictions(found, shards))
     _write_csv(folder / "label_efficiency.csv", report.CURVE_COLUMNS, report.curve_rows(found))
     _write_csv(folder / "confusion.csv", report.CONFUSION_COLUMNS, report.confusion_rows(found))
     tables.write_json(folder / "metrics.json", report.metrics(found, seconds))
-    store = provenance.tracking(model.corpus, f"linear-probe@{name}", ())
-    run = probe_tracking.log(name, found, seconds, pretrained / "run.json", store)
-    print("" if found is None else report.table(found), flush=True)
-    if run is not None:
-        print(f"linear-probe {name}: MLflow run {run.run_id}", file=sys.stderr, flush=True)
+    store = provenance.tracking(params.model(name).corpus, f"linear-probe@{name}", ())
+    probe_tracking.log(name, found, seconds, tables.address("pretrain", name) / "run.json", store)
+    if found is not None:
+        print(report.table(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""The stage on real shards: what it writes, for every kind of corpus, and what it says where it cannot go on."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from ssl_models import artifact, probe_tracking, report
+from ssl_models.config import Backbone, Model, Train
+from ssl_models.encoding import Encoding
+from ssl_models.job import Tracking
+from ssl_models.probe_tracking import Run
+from stages import linear_probe, params
+from stages.params import UserError
+
+MODEL = Model(
+    corpus="tiny",
+    objective="next_token",
+    backbone=Backbone(preset="llama", layers=2, width=16, heads=2),
+    train=Train(steps=1, batch=4),
+)
+OUTPUT = Path("data/linear-probe/tiny")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Work in a folder with these shards, and an untrained model `tiny` on them; MLflow is not asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probe_tracking, "log", lambda *_: None)
+    caches = (params.load_params, params.load_compute)
+
+    def prepare(shards: Path) -> None:
+        shutil.copytree(shards, "data/shard/tiny/shards")
+        shutil.rmtree("data/pretrain", ignore_errors=True)
+        encoding = Encoding.load(shards / "encoding")
+        torch.manual_seed(1)
+        artifact.save(artifact.build(MODEL, encoding), MODEL, encoding, Path("data/pretrain/tiny/model"), step=1)
+        corpus = {"modality": "text", "ingest": {"reader": "jsonl", "source": "x"}, "dedup": {}, "tokenize": {}}
+        content = {
+            "corpora": {"tiny": {**corpus, "shard": {}}},
+            "models": {"tiny": MODEL.model_dump(mode="json")},
+            "probe": {"draws": 2, "strengths": [0.1, 1.0]},
+        }
+        with Path("params.yaml").open("w", encoding="utf-8") as file:
+            YAML().dump(content, file)
+        for cache in caches:
+            cache.cache_clear()
+
+    yield prepare
+    for cache in caches:
+        cache.cache_clear()
+
+
+def metrics() -> dict[str, Any]:
+    return json.loads((OUTPUT / "metrics.json").read_text())
+
+
+def edit_probe_shard(change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    """Rewrite the labels and parts of the probe split; the manifest's checksum is not looked at here."""
+    path = Path("data/shard/tiny/shards/probe/part-00000.arrow")
+    with pa.ipc.open_file(path) as reader:
+        batch = reader.get_batch(0)
+    columns = {name: batch.column(name).to_numpy().copy() for name in ("label", "test")}
+    change(columns)
+    for name, values in columns.items():
+        index = batch.schema.get_field_index(name)
+        batch = batch.set_column(index, batch.schema.field(name), pa.array(values))
+    path.unlink()
+    with pa.ipc.new_file(path, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def test_everything_is_written_and_the_same_again(
+    project: Callable[[Path], None], tiny_text_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tiny_text_shards)
+    linear_probe.linear_probe("tiny")
+    first = metrics()
+    assert "pretrained - random_init" in capsys.readouterr().out
+    assert first["raw_input"]["accuracy"] > 0.95  # words tell recipes from logs
+    assert first["classes"] == 2
+    table = pq.read_table(OUTPUT / "predictions.parquet")
+    assert table.num_rows == len((OUTPUT / "confusion.csv").read_text().splitlines()) - 1
+    assert set(table["actual"].to_pylist()) == {"recipe", "log"}
+    assert np.mean(table["correct"].to_numpy()) == pytest.approx(first["pretrained"]["accuracy"], abs=1e-4)
+    assert len(table.schema.metadata[b"probe_rows"]) == 32
+    header, *rows = (OUTPUT / "label_efficiency.csv").read_text().splitlines()
+    assert header == "labels,encoder,accuracy,low,high" and len(rows) == 12
+    linear_probe.linear_probe("tiny")
+    assert {**metrics(), "seconds": 0} == {**first, "seconds": 0}
+    assert pq.read_table(OUTPUT / "predictions.parquet").equals(table)
+
+
+def test_a_corpus_without_labels_succeeds_and_says_so(
+    project: Callable[[Path], None],
+    make_text_shards: Callable[..., Path],
+    little_documents: Callable[..., list[Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project(make_text_shards([document._replace(label=None) for document in little_documents(60)]))
+    linear_probe.linear_probe("tiny")
+    assert "the corpus has no labelled rows" in capsys.readouterr().out
+    assert metrics()["labels"] == 0
+    assert pq.read_table(OUTPUT / "predictions.parquet").num_rows == 0
+    assert (OUTPUT / "label_efficiency.csv").read_text() == "labels,encoder,accuracy,low,high\n"
+    assert (OUTPUT / "confusion.csv").read_text() == "actual,predicted\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "says"), [(0, "no labelled row is in the test part"), (1, "every labelled row is in the test part")]
+)
+def test_a_part_without_rows_is_said(
+    part: int, says: str, project: Callable[[Path], None], tiny_text_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tiny_text_shards)
+    edit_probe_shard(lambda columns: columns["test"].fill(part))
+    linear_probe.linear_probe("tiny")
+    assert says in capsys.readouterr().out
+    assert metrics()["labels"] == 0
+
+
+def test_one_class_is_said(
+    project: Callable[[Path], None], tiny_text_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tiny_text_shards)
+    edit_probe_shard(lambda columns: columns["label"].fill(1))
+    linear_probe.linear_probe("tiny")
+    assert "the probe says nothing" in capsys.readouterr().out
+    assert metrics()["majority"] == {"accuracy": 1.0}
+
+
+def test_a_model_that_diverged_is_reported(
+    project: Callable[[Path], None], tiny_text_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tiny_text_shards)
+    weights = Path("data/pretrain/tiny/model/model.safetensors")
+    state = load_file(weights)
+    save_file({name: torch.full_like(value, torch.nan) for name, value in state.items()}, weights)
+    linear_probe.linear_probe("tiny")
+    assert "did the training diverge?" in capsys.readouterr().out
+    assert metrics()["pretrained"]["accuracy"] is None
+    assert metrics()["random_init"]["accuracy"] > 0
+    assert not any(pq.read_table(OUTPUT / "predictions.parquet")["correct"].to_pylist())
+
+
+def test_what_is_missing_or_broken_is_one_sentence(project: Callable[[Path], None], tiny_text_shards: Path) -> None:
+    project(tiny_text_shards)
+    weights = Path("data/pretrain/tiny/model/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read"):
+        linear_probe.linear_probe("tiny")
+    shutil.rmtree("data/pretrain")
+    with pytest.raises(UserError, match="dvc repro pretrain@tiny"):
+        linear_probe.linear_probe("tiny")
+    with pytest.raises(UserError, match="there is no such model"):
+        linear_probe.linear_probe("nobody")
+
+
+def test_results_go_into_the_run_of_the_training(
+    project: Callable[[Path], None], tiny_text_shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    project(tiny_text_shards)
+    _, found = linear_probe.ask("tiny")
+    monkeypatch.undo()
+    store = Tracking(
+        uri=f"sqlite:///{tmp_path / '.mlflow/mlflow.db'}",
+        artifacts=(tmp_path / "artifacts").as_uri(),
+        experiment="tiny",
+    )
+    elsewhere = tmp_path / "run.json"
+    elsewhere.write_text(json.dumps({"run_id": "0" * 32, "experiment_id": "1", "tracking_uri": "sqlite:////gone"}))
+    made = probe_tracking.log("tiny", found, 1.0, elsewhere, store)
+    assert isinstance(made, Run)
+    client = mlflow.MlflowClient(tracking_uri=store.uri)
+    run = client.get_run(made.run_id)
+    assert run.data.tags[probe_tracking.PRETRAINED_BY] == "0" * 32
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["probe.accuracy"] == run.data.metrics["probe.pretrained.accuracy"]
+    for name in ("probe.labels_5", "probe.random_init.accuracy", "probe.knn.accuracy", "probe.gain.raw_input"):
+        assert name in run.data.metrics
+    files = {Path(file.path).name for file in client.list_artifacts(made.run_id, probe_tracking.FOLDER)}
+    assert files == {"report.json", "report.md", "label_efficiency.png", "confusion.png"}
+    assert probe_tracking.log("tiny", found, 1.0, elsewhere, store) == made  # the same run again, not a second one
+    elsewhere.write_text(json.dumps({"run_id": made.run_id}))
+    assert probe_tracking.log("tiny", found, 1.0, elsewhere, store) == made
+
+
+def test_a_store_that_is_down_costs_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "file").touch()
+    store = Tracking(uri=f"sqlite:///{tmp_path / 'file/mlflow.db'}", experiment="tiny")
+    assert probe_tracking.log("tiny", None, 1.0, tmp_path / "run.json", store) is None
+    assert "warning: MLflow at" in capsys.readouterr().err
+
+
+def test_dvc_draws_the_columns_that_are_written() -> None:
+    root = Path(__file__).parents[2]
+    stage = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]["linear-probe"]["do"]
+    plots = {Path(file).name: options for entry in stage["plots"] for file, options in entry.items()}
+    curve, confusion = plots["label_efficiency.csv"], plots["confusion.csv"]
+    assert {curve["x"], curve["y"]} <= set(report.CURVE_COLUMNS)
+    assert {confusion["x"], confusion["y"]} == set(report.CONFUSION_COLUMNS)
+    template = json.loads((root / f".dvc/plots/{curve['template']}.json").read_text())
+    drawn = re.findall(r'"field": "(\w+)"', json.dumps(template))
+    assert set(drawn) - {"rev"} == {"encoder", "low", "high"} <= set(report.CURVE_COLUMNS)
