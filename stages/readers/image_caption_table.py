@@ -6,6 +6,7 @@ rows of one picture are one group, unless a column says otherwise.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,9 +71,7 @@ def _record(table: File, place: str, row: dict[str, Any], options: Options) -> R
     if not isinstance(name, str) or not name:
         reason = f"no column {options.image!r}" if options.image not in row else f"column {options.image!r} has no path"
         return Reject(place, reason, readers.excerpt(str(row)))
-    folder = table.path.rpartition("/")[0]
-    name = name.removeprefix("file://")
-    path = name if sources.is_url(name) or name.startswith("/") or not folder else f"{folder}/{name}"
+    path = _located(table.path.rpartition("/")[0], name.removeprefix("file://"))
     try:
         content = sources.whole(path, options.max_document_bytes, place)
     except sources.MissingError:
@@ -84,6 +83,13 @@ def _record(table: File, place: str, row: dict[str, Any], options: Options) -> R
         payload["text"] = caption
     group = image_folder.value(row, options.group) if options.group is not None else path
     return Record(payload, image_folder.value(row, options.label), place, group)
+
+
+def _located(folder: str, name: str) -> str:
+    """The path or URL that a table in `folder` means by `name`: one spelling for one picture."""
+    if sources.is_url(name):
+        return name
+    return f"{folder}/{name}" if sources.is_url(folder) else posixpath.normpath(posixpath.join(folder, name))
 
 
 def columns(partition: Partition, options: Options) -> list[str]:

@@ -60,6 +60,9 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         folders = PurePosixPath(file.path.removeprefix(partition.root).lstrip("/")).parts[:-1]
         label = folders[0] if options.class_folders and folders else None
         clips, held, start = 0, list[bytes](), 0.0
+        if file.size == 0:
+            yield Reject(file.path, "empty file")
+            continue
         with sources.opened(file.path) as stream:
             try:
                 for moment, frame in _frames(stream, av, options):
@@ -70,7 +73,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
                         clips, held = clips + 1, []
                         if clips == options.clips:
                             break
-            except (av.FFmpegError, pictures.PictureError, EOFError) as error:
+            except (av.FFmpegError, pictures.PictureError, OSError) as error:  # FFmpeg raises OSError, too
                 detail = (str(error) or type(error).__name__).splitlines()[0]
                 yield Reject(file.path, f"not a video that can be decoded, or damaged ({detail})")
                 continue

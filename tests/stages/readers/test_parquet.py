@@ -98,3 +98,16 @@ def test_the_names_of_columns_are_known(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": ["x"], "b": [1]}), tmp_path / "a.parquet")
     options = parquet.Options()
     assert parquet.columns(parquet.plan(str(tmp_path), options)[0], options) == ["a", "b"]
+
+
+def test_pictures_are_bytes_or_the_struct_of_datasets(tmp_path: Path) -> None:
+    struct = pa.array([{"bytes": b"one", "path": "1.jpg"}, {"bytes": None, "path": "2.jpg"}, None])
+    pq.write_table(pa.table({"img": struct, "text": ["a cat", "b", "c"], "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"img": [b"four"], "n": [4]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"img": ["five"], "n": [5]}), tmp_path / "c.parquet")
+    first, second, third, fourth, fifth = read(tmp_path, image="img", label="n")
+    assert first == Record({"image": b"one", "text": "a cat"}, "1", f"{tmp_path}/a.parquet:1")
+    assert second == Reject(f"{tmp_path}/a.parquet:2", "column 'img' has a path, but no bytes", "2.jpg")
+    assert isinstance(third, Reject)
+    assert fourth == Record({"image": b"four"}, "4", f"{tmp_path}/b.parquet:1")
+    assert isinstance(fifth, Reject) and fifth.reason == "column 'img' is not bytes (it is a string)"
