@@ -7,7 +7,7 @@ same before and after. One file per named feature in a folder that the caller de
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,10 @@ class Source:
     rows: Indices
     lengths: Indices | None = None
 
+    def part(self, mask: npt.NDArray[np.bool_]) -> Source:
+        """The rows where `mask` `[rows]` holds."""
+        return Source(self.read, self.rows[mask], None if self.lengths is None else self.lengths[mask])
+
     def batches(self, objective: Objective) -> Iterator[tuple[Indices, Rows]]:
         """(positions in `rows`, those rows on the objective's device)."""
         device = next(objective.parameters()).device
@@ -97,6 +101,18 @@ def extract(objective: Objective, source: Source, folder: Path) -> dict[str, Mat
                 if name not in found:
                     found[name] = _store(folder / f"{len(found):03d}.npy", len(source.rows), values)
                 found[name][at] = values.float().cpu().numpy()
+    return found
+
+
+def classify(objective: Objective, source: Source, names: Sequence[str]) -> Indices | None:
+    """The zero-shot class of each of the source's rows, an index into `names`; None where the objective has none."""
+    found = np.empty(len(source.rows), np.int64)
+    with frozen(objective):
+        classifier = objective.zero_shot(names)
+        if classifier is None:
+            return None
+        for at, batch in source.batches(objective):
+            found[at] = classifier(batch).cpu().numpy()
     return found
 
 

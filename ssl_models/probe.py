@@ -20,7 +20,7 @@ from scipy.sparse import csr_array, diags_array, issparse
 
 from ssl_models.config import Probe
 from ssl_models.logistic import Classifier, Labels, Matrix, fit
-from ssl_models.statistics import Gain, knn_predict, paired_bootstrap, wilson
+from ssl_models.statistics import Gain, knn_predict, paired_bootstrap, principal_plane, wilson
 
 SLICE = 0.2
 """Share of the training part on which the feature and the strength are chosen."""
@@ -33,6 +33,8 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t at 0.975 for 1 to 9 degrees of freedom; the normal quantile beyond is within 14 %."""
 CHANCE_SLACK = 0.05
 """How far above the majority class the interval of shuffled labels must lie to be warned of."""
+PLANE_ROWS = 1000
+"""Test rows on the map of the features: more would hide each other."""
 _SLICE_STREAM, _SHOT_STREAM, _SHUFFLE_STREAM, _ROW_STREAM = range(4)
 
 Mask = npt.NDArray[np.bool_]
@@ -90,6 +92,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A share of the test rows and Wilson's 95 % interval of it."""
+
+    accuracy: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, correct: Mask) -> Share:
+        """The share of `correct` `[rows]` that is true."""
+        right, rows = int(correct.sum()), len(correct)
+        return cls(right / rows, *wilson(right, rows))
+
+
+@dataclass(frozen=True)
 class Score:
     """What one encoder reached, with the `feature` and `strength` that the training slice chose."""
 
@@ -117,6 +134,10 @@ class Report:
     knn: float | None
     gains: dict[str, Gain | None]
     warnings: tuple[str, ...]
+    zero_shot: Share | None = None
+    """Test rows whose class the model tells from the classes' names; None where it reads none."""
+    plane: npt.NDArray[np.float32] | None = None
+    """The first PLANE_ROWS test rows' features on their first two principal components, `[rows, 2]`."""
 
 
 def standardise(matrix: Matrix, train: Mask) -> Matrix | None:
@@ -263,9 +284,10 @@ def probe(
     task: Task,
     config: Probe,
     device: torch.device | None = None,
+    zero_shot: Labels | None = None,
 ) -> Report:
-    """The whole table from features of the task's rows (all of them, in order), by name. ValueError where the training
-    or the test part is empty."""
+    """The whole table from features of the task's rows (all of them, in order), by name; `zero_shot`: the classes of
+    the test rows that the model told from their names. ValueError where the training or the test part is empty."""
     if not len(task.trained) or not len(task.tested):
         raise ValueError("the probe needs labelled rows in its training part and in its test part")
     where = device or torch.device("cpu")
@@ -274,12 +296,23 @@ def probe(
     scores = {name: result[0] if result else None for name, result in scored.items()}
     values, counts = np.unique(task.trained, return_counts=True)
     majority = float(np.mean(task.tested == values[counts.argmax()]))
-    shuffled, neighbours = None, None
+    shuffled, neighbours, plane = None, None, None
     if (result := scored["pretrained"]) is not None:
         shuffled = _shuffled(result[1], task, result[0].strength, config, where)
         neighbours = _neighbours(result[1], task, config.neighbours, where)
+        plane = principal_plane(torch.from_numpy(result[1][task.test][:PLANE_ROWS])).numpy()
     gains = {name: _gain(scores["pretrained"], scores[name], task) for name in ("random_init", "raw_input")}
-    return Report(task, scores, majority, shuffled, neighbours, gains, _warnings(task, scores, majority, shuffled))
+    return Report(
+        task=task,
+        scores=scores,
+        majority=majority,
+        shuffled_labels=shuffled,
+        knn=neighbours,
+        gains=gains,
+        warnings=_warnings(task, scores, majority, shuffled),
+        zero_shot=None if zero_shot is None else Share.of(zero_shot == task.tested),
+        plane=plane,
+    )
 
 
 def shuffle(labels: Labels, draw: int, seed: int) -> Labels:

@@ -102,5 +102,6 @@ def _write(client: Any, run_id: str, name: str, report: Report | None, seconds: 
     client.set_tag(run_id, description.NOTE, description.with_result(note, reports.markdown(report)))
     client.log_text(run_id, f"# {name}\n\n{reports.markdown(report)}", f"{FOLDER}/report.md")
     client.log_figure(run_id, reports.curve_figure(report), f"{FOLDER}/label_efficiency.png")
-    if (figure := reports.confusion_figure(report)) is not None:
-        client.log_figure(run_id, figure, f"{FOLDER}/confusion.png")
+    for file, figure in (("confusion", reports.confusion_figure(report)), ("features", reports.plane_figure(report))):
+        if figure is not None:
+            client.log_figure(run_id, figure, f"{FOLDER}/{file}.png")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_models.probe import Report, Score
+from ssl_models.probe import Report, Score, Share
 
 CURVE_COLUMNS = ("labels", "encoder", "accuracy", "low", "high")
 CONFUSION_COLUMNS = ("actual", "predicted")
@@ -40,12 +40,17 @@ def metrics(report: Report | None, seconds: float) -> Json:
         "majority": {"accuracy": _rounded(report.majority)},
         "shuffled_labels": {"accuracy": _rounded(report.shuffled_labels)},
         "knn": {"accuracy": _rounded(report.knn)},
+        **({"zero_shot": _share(report.zero_shot)} if report.zero_shot else {}),
         "gain": gains,
         "feature": pretrained.feature if pretrained else None,
         "labels": len(report.task.labels),
         "classes": report.task.classes,
         "seconds": round(seconds, 1),
     }
+
+
+def _share(share: Share) -> Json:
+    return {name: _rounded(value) for name, value in asdict(share).items()}
 
 
 def _score(score: Score | None, named: list[str]) -> Json:
@@ -72,6 +77,7 @@ def details(report: Report | None, seconds: float) -> Json:
         "majority": report.majority,
         "shuffled_labels": report.shuffled_labels,
         "knn": report.knn,
+        "zero_shot": report.zero_shot and asdict(report.zero_shot),
         "unseen_classes": task.unseen,
         "warnings": list(report.warnings),
         "seconds": round(seconds, 1),
@@ -110,6 +116,8 @@ def _cells(report: Report) -> tuple[list[str], list[list[str]]]:
             continue
         points = [f"{point.accuracy:.3f}" for point in score.curve[:-1]]
         rows.append([name, f"{score.accuracy:.3f}", f"{score.low:.3f}-{score.high:.3f}", *points, score.feature])
+    if (share := report.zero_shot) is not None:
+        rows.append(["zero_shot", f"{share.accuracy:.3f}", f"{share.low:.3f}-{share.high:.3f}", *blank, ""])
     singles = {"knn": report.knn, "shuffled_labels": report.shuffled_labels, "majority": report.majority}
     rows += [[name, f"{value:.3f}", "", *blank, ""] for name, value in singles.items() if value is not None]
     return header, rows
@@ -188,4 +196,27 @@ def confusion_figure(report: Report) -> Any:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="actual", title="Confusion of the pre-trained encoder")
+    return figure
+
+
+def plane_figure(report: Report) -> Any:
+    """The map of the features, coloured by label: a matplotlib Figure; None where there are no features."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    if report.plane is None:
+        return None
+    labels = report.task.tested[: len(report.plane)]
+    present = np.unique(labels)
+    colours = colormaps["turbo"](np.linspace(0, 1, len(present)))
+    named = len(present) <= MOST_CLASSES_NAMED
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for label, colour in zip(present, colours, strict=True):
+        points = report.plane[labels == label]
+        name = report.task.names[label] if named else None
+        axes.scatter(points[:, 0], points[:, 1], s=8, color=colour, label=name)
+    axes.set(xlabel="first principal component", ylabel="second", title="Features of the test rows")
+    if named:
+        figure.legend(loc="outside right upper")
     return figure

@@ -113,3 +113,17 @@ def rank_me(features: Tensor) -> float:
     values = torch.linalg.svdvals(features.double())
     share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
+
+
+@torch.no_grad()
+def principal_plane(features: Tensor) -> Tensor:
+    """Features `[rows, width]` on their first two principal components, float32 `[rows, 2]`: the map of a cloud of
+    points that keeps most of its variance. A component that does not exist is 0; the largest entry of each direction is
+    positive, so that the same features give the same map."""
+    centred = features.double() - features.double().mean(dim=0)
+    left, values, right = torch.linalg.svd(centred, full_matrices=False)
+    kept = min(2, len(values))
+    sign = right[:kept].gather(1, right[:kept].abs().argmax(dim=1, keepdim=True))[:, 0].sign()
+    found = torch.zeros(len(features), 2)
+    found[:, :kept] = (left[:, :kept] * values[:kept] * sign).float()
+    return found

@@ -20,7 +20,7 @@ import torch
 from ssl_models import artifact, probe_tracking, report
 from ssl_models.config import Probe
 from ssl_models.encoding import Encoding
-from ssl_models.features import Source, extract, extract_raw
+from ssl_models.features import Source, classify, extract, extract_raw
 from ssl_models.objectives import Objective
 from ssl_models.probe import Report, Task, probe
 from ssl_models.shards import Shards, Split
@@ -82,8 +82,9 @@ def run_probe(name: str, trained: Objective, fresh: Objective, rows: Source, tas
         pretrained = extract(trained.to(device), rows, folders[0])
         raw = extract_raw(trained, rows, folders[2])
         random_init = extract(fresh.to(device), rows, folders[1])
+        zero_shot = classify(trained, rows.part(task.test), task.names)
         print(f"linear-probe {name}: fitting classifiers on {len(task.trained)} rows", flush=True)
-        return probe(pretrained, random_init, raw, task, config, device)
+        return probe(pretrained, random_init, raw, task, config, device, zero_shot)
 
 
 def predictions(found: Report | None, shards: Shards) -> pa.Table:

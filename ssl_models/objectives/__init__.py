@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -94,6 +95,11 @@ class Objective(nn.Module, ABC):
         if "pixels" in rows:
             return rows["pixels"].flatten(1).float() / 255
         raise TypeError("text objectives define raw: a bag of tokens")
+
+    def zero_shot(self, names: Sequence[str]) -> Callable[[Rows], Tensor] | None:
+        """A classifier made of the classes' names alone, without a label: clean rows to indices into `names`, int64
+        `[batch]`. Default: None, as the objective reads no names. Called in eval mode, without gradient."""
+        return None
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:

@@ -9,6 +9,7 @@ pair. The scale is learned and not decayed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,10 @@ class Text(Options):
     layers: int = Field(default=2, ge=1)
     width: int = Field(default=128, ge=1)
     heads: int = Field(default=4, ge=1)
+    mlp: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    mlp_width: int = Field(default=0, ge=0, description="0: 4 x `width`")
+    context: int = Field(default=0, ge=0, description="most tokens of a caption; 0: the rows' length")
+    vocabulary: int = Field(default=0, ge=0, description="0: the tokenizer's; larger pads the table")
 
 
 class Task(Options):
@@ -124,7 +129,7 @@ class ImageText(Objective):
                 found[f"{name}_recall_{k}"] = (better < k).sum().float()
         return found
 
-    def class_embeddings(self, names: list[str]) -> Tensor:
+    def class_embeddings(self, names: Sequence[str]) -> Tensor:
         """Embeddings `[classes, width]` of class names in the prompts, averaged over the prompts (Radford et al.,
         section 3.1.4). ValueError without the encoding's tokenizer."""
         path = self.encoding.folder / "tokenizer.json"
@@ -142,10 +147,10 @@ class ImageText(Objective):
             embedded += self.encode_text(rows.to(self.scale.device))
         return functional.normalize(embedded, dim=1)
 
-    def zero_shot(self, pixels: Tensor, classes: Tensor) -> Tensor:
-        """Index of the most similar of `classes` `[classes, width]` (see `class_embeddings`) for each picture: int64
-        `[batch]`."""
-        return (self.encode_image(pixels) @ classes.T).argmax(dim=1)
+    def zero_shot(self, names: Sequence[str]) -> Callable[[Rows], Tensor]:
+        """The class whose embedding is most similar to the picture's."""
+        classes = self.class_embeddings(names)
+        return lambda rows: (self.encode_image(rows["pixels"]) @ classes.T).argmax(dim=1)
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """The picture's: the image encoder before its projection, and `projected`."""

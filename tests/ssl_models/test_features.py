@@ -1,5 +1,6 @@
 """A frozen encoder stays what it was, and its features are those of every row, in order."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
-from ssl_models.features import LARGEST_RAW, Source, extract, extract_raw, fingerprint, frozen
+from ssl_models.features import LARGEST_RAW, Source, classify, extract, extract_raw, fingerprint, frozen
 from ssl_models.objectives import Batch, Objective, Options, Rows
 from tests.ssl_models import texts
 
@@ -126,3 +127,21 @@ def test_texts_of_like_length_are_read_together_and_no_feature_changes(name: str
     bags = [extract_raw(objective, source, tmp_path) for source in (plain, together)]
     assert abs(bags[0] - bags[1]).max() == 0
     assert issparse(bags[0]) or bags[0].shape[1] < 1024
+
+
+def test_an_objective_that_reads_no_names_has_no_zero_shot() -> None:
+    assert classify(pixels(), Source(reader(some(4, 1, 2, 2)), np.arange(4)), ["dark", "bright"]) is None
+
+
+def test_zero_shot_asks_frozen_for_every_row_of_the_part_in_order() -> None:
+    class Named(Pixels):
+        def zero_shot(self, names: Sequence[str]) -> Callable[[Rows], Tensor]:
+            bright = names.index("bright")
+            return lambda rows: torch.where(self.features(rows)["mean"][:, 0] > 127, bright, 1 - bright)
+
+    values = some(200, 1, 2, 2)
+    odd = np.arange(200) % 2 == 1
+    named = Named(Backbone(preset="none"), Options(), Encoding(modality="image"))
+    found = classify(named, Source(reader(values), np.arange(200)).part(odd), ["dark", "bright"])
+    assert found is not None
+    np.testing.assert_array_equal(found, values[odd].mean(axis=(1, 2, 3)) > 127)

@@ -219,3 +219,16 @@ def test_a_bag_of_tokens_stays_sparse_and_forgets_words_of_every_document() -> N
 def test_the_interval_of_five_draws_is_students() -> None:
     low, high = interval([0.1, 0.2, 0.3, 0.4, 0.5])
     assert (low, high) == pytest.approx((0.3 - 2.776 * 0.158114 / 5**0.5, 0.3 + 2.776 * 0.158114 / 5**0.5), abs=1e-4)
+
+
+def test_zero_shot_counts_test_rows_and_the_map_shows_them() -> None:
+    of = task()
+    told = of.tested.copy()
+    told[: len(told) // 2] += 1
+    features = {"mean": telling(of)}
+    report = probe(features, {"mean": noise(of)}, noise(of), of, CONFIG, zero_shot=told)
+    share = report.zero_shot
+    assert share and share.accuracy == 1 - (len(told) // 2) / len(told)
+    assert share.low < share.accuracy < share.high
+    assert report.plane is not None and report.plane.shape == (len(told), 2)
+    assert run(of).zero_shot is None

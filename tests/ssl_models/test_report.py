@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_models import report as reports
-from ssl_models.probe import Point, Report, Score, Task
+from ssl_models.probe import Point, Report, Score, Share, Task
 from ssl_models.statistics import Gain
 
 TASK = Task(np.arange(6), np.array([0, 1, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1, 1], bool), ("cat", "dog"))
@@ -91,3 +91,20 @@ def test_figures_draw_what_there_is() -> None:
 def test_a_class_that_nobody_predicts_has_a_row_in_the_confusion() -> None:
     odd = replace(score(), predicted=np.array([0, 0, 0]))
     assert reports.confusion_figure(report(odd)).axes[0].images[0].get_array().shape == (2, 2)
+
+
+def test_zero_shot_stands_beside_the_probe_where_there_is_one() -> None:
+    told = replace(report(score()), zero_shot=Share(0.43211, 0.4, 0.5))
+    assert reports.metrics(told, 1.0)["zero_shot"] == {"accuracy": 0.4321, "low": 0.4, "high": 0.5}
+    assert reports.details(told, 1.0)["zero_shot"]["accuracy"] == 0.43211
+    assert "zero_shot" in reports.table(told)
+    assert "zero_shot" not in reports.metrics(report(score()), 1.0)
+    assert "zero_shot" not in reports.table(report(score()))
+
+
+def test_the_map_has_every_point_in_the_colour_of_its_label() -> None:
+    plane = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
+    figure = reports.plane_figure(replace(report(score()), plane=plane))
+    clouds = {cloud.get_label(): len(cloud.get_offsets()) for cloud in figure.axes[0].collections}
+    assert clouds == {"cat": 1, "dog": 2}
+    assert reports.plane_figure(report(None)) is None

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_models.statistics import knn_accuracy, knn_predict, paired_bootstrap, rank_me, wilson
+from ssl_models.statistics import knn_accuracy, knn_predict, paired_bootstrap, principal_plane, rank_me, wilson
 
 
 def test_wilson_gives_the_published_interval() -> None:
@@ -114,3 +114,17 @@ def test_rank_follows_the_definition() -> None:
     # Singular values 3 and 1: shares 0.75 and 0.25; exp of their entropy.
     expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
     assert rank_me(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_map_keeps_the_distances_of_points_in_a_plane() -> None:
+    flat = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0])
+    turned = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1))).Q[:2]
+    plane = principal_plane(flat @ turned + 5)
+    torch.testing.assert_close(torch.cdist(plane, plane), torch.cdist(flat, flat), atol=1e-3, rtol=1e-3)
+    assert plane[:, 0].var() > plane[:, 1].var()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 1), (4, 6)])
+def test_the_map_of_few_or_narrow_features_is_filled_with_zeros(shape: tuple[int, int]) -> None:
+    assert principal_plane(torch.ones(shape)).abs().max() < 1e-6
+    assert principal_plane(torch.ones(shape)).shape == (shape[0], 2)
