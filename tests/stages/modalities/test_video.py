@@ -168,3 +168,25 @@ def test_clips_too_short_for_a_row_are_left_out_and_counted(tmp_path: Path, run_
 def test_a_bundle_with_a_fault_is_rejected(video: bytes, reason: str) -> None:
     found = video_ingest.check(Record({"video": video}, None, "x"), Pictures())
     assert found is not None and found.startswith(reason)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("modality", "reader", "encoded"),
+    [
+        ("video", {"reader": "moving_digits", "frames": 2, "sequences": 3}, {"size": 20, "frames": 2, "channels": 1}),
+        ("image_text", {"reader": "captioned_digits", "pictures": 2}, {"size": 20, "caption": {"vocabulary": 400}}),
+    ],
+)
+def test_one_worker_and_two_write_the_same_bytes(
+    tmp_path: Path, run_stages: Callable[..., None], modality: str, reader: dict[str, Any], encoded: dict[str, Any]
+) -> None:
+    written = []
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        root.mkdir()
+        corpus(root, modality=modality, ingest={**reader, "source": "raw"}, tokenize=encoded)
+        run_stages(root, *STAGES, workers=workers)
+        data = [path for path in sorted((root / "data").rglob("*")) if path.is_file() and path.name != "metrics.json"]
+        written.append({str(path.relative_to(root)): path.read_bytes() for path in data})
+    assert written[0] == written[1]
