@@ -186,7 +186,8 @@ def _refuse_if_poor(
     label = getattr(options, "label", None)
     if (not total.rows or (label is not None and not total.labels)) and hasattr(reader, "columns"):
         names = reader.columns(plan[0], options)
-        known = f"; its columns are: {', '.join(names[:NAMES])}{', ...' if len(names) > NAMES else ''}"
+        shown = ", ".join(names[:NAMES]) + (", ..." if len(names) > NAMES else "")
+        known = f"; its columns are: {shown}" if names else ""
     if not total.rows:
         raise UserError(
             f"{params.PARAMS}: {at}: every row was rejected, all {rows}; the most frequent reason: "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ BATCH = 64
 """Pictures decoded at once."""
 LEAST_DEVIATION = 1 / 255
 """Of a channel: pictures of one colour have none, and models divide by it."""
+SAMPLE_BYTES = 2**28
+"""Pixels in the sample: it is held in memory, and twice for a moment."""
 Decode = Callable[[bytes], Pixels | None]
 """A payload to the pixels of its row, or None where it has not enough for one."""
 
@@ -43,7 +45,9 @@ class Options(Strict):
     channels: int = Field(default=3, description="1 (grey) or 3 (RGB)")
     codebook: int = Field(default=0, ge=0, le=65536, description="entries of the visual codebook; 0: none")
     patch: int = Field(default=4, ge=1, description="side of the patches that the codebook stands for, in pixels")
-    sample: int = Field(default=4096, ge=1, description="pictures for statistics and codebook, at most")
+    sample: int = Field(
+        default=4096, ge=1, description="pictures for statistics and codebook, at most; 256 MB of pixels at most"
+    )
     seed: int = Field(default=0, ge=0, description="of the codebook's first entries")
 
     @model_validator(mode="after")
@@ -71,8 +75,13 @@ class Options(Strict):
 
 def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:
     """Mean and deviation over the sample, and the codebook of it, written into `folder`."""
-    pixels = sample(partitions, "image", lambda data: decoded(data, options), options.sample)
+    pixels = sample(partitions, "image", lambda data: decoded(data, options), at_most(options))
     return described("image", pixels, options, folder)
+
+
+def at_most(options: Options, frames: int = 1) -> int:
+    """Rows in the sample, of `frames` pictures each: as many as asked for, and as `SAMPLE_BYTES` hold."""
+    return max(1, min(options.sample, SAMPLE_BYTES // (frames * options.channels * math.prod(options.shape))))
 
 
 def described(modality: Any, pixels: Pixels, options: Options, folder: Path) -> Encoding:
@@ -102,26 +111,29 @@ def decoded(data: bytes, options: Options) -> Pixels:
 def sample(partitions: Sequence[Path], column: str, decode: Decode, most: int) -> Pixels:
     """The decoded rows `[rows, ...]` of the `most` smallest ids, which are hashes, in the order of their ids.
 
-    Rows without pixels do not count. UserError where no row has any.
+    Rows without pixels do not count. Only row groups that hold a chosen row are read. UserError where no row has any.
     """
-    ids = (id_ for path in partitions for batch in _batches(path, ["id"]) for id_ in batch.column("id").to_pylist())
-    chosen = frozenset(heapq.nsmallest(most, ids))
+    groups = [(path, group) for path in partitions for group in range(pq.read_metadata(path).num_row_groups)]
+    chosen = frozenset(heapq.nsmallest(most, (id_ for place in groups for id_ in _column(*place, "id"))))
     found: dict[str, Pixels] = {}
-    for path in partitions:
-        for batch in _batches(path, ["id", column]):
-            for id_, data in zip(batch.column("id").to_pylist(), batch.column(column), strict=True):
-                if id_ in chosen and id_ not in found:
-                    pixels = decode(data.as_py())
-                    if pixels is not None:
-                        found[id_] = pixels
+    for place in groups:
+        wanted = [row for row, id_ in enumerate(_column(*place, "id")) if id_ in chosen]
+        if not wanted:
+            continue
+        ids, data = _column(*place, "id"), _column(*place, column)
+        for row in wanted:
+            pixels = decode(data[row])
+            if pixels is not None:
+                found[ids[row]] = pixels
     if not found:
         raise UserError("tokenize: no row has the pixels of a row: ask for fewer frames")
     return np.stack([found[id_] for id_ in sorted(found)])
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _column(path: Path, group: int, name: str) -> list[Any]:
+    """The values of one column of a row group, which is a partition at most."""
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(BATCH, columns=columns)
+        return list(file.read_row_group(group, columns=[name]).column(0).to_pylist())
 
 
 def statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -35,7 +35,8 @@ class Options(image.Options):
 
 def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:
     """Mean and deviation over all frames of the sample, and the codebook of them, written into `folder`."""
-    clips = image.sample(partitions, "video", lambda data: decoded(data, options), options.sample)
+    most = image.at_most(options, options.frames)
+    clips = image.sample(partitions, "video", lambda data: decoded(data, options), most)
     encoding = image.described("video", clips.reshape(-1, *clips.shape[2:]), options, folder)
     return encoding.model_copy(update={"frames": options.frames})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from ssl_models.encoding import Encoding
 from ssl_models.shards import Shards
 from stages import dedup, ingest, pictures, shard, tables, tokenize
 from stages.modalities.image import dedup as image_dedup
+from stages.modalities.image import ingest as image_ingest
 from stages.modalities.image import tokenize as image_tokenize
 from stages.params import UserError, options
 from stages.readers import digits
@@ -251,3 +253,25 @@ def test_one_worker_and_two_write_the_same_bytes(
         )
     assert sum(name.startswith("ingest/tiny/rows") for name in written[0]) > 3
     assert written[0] == written[1]
+
+
+def test_the_sample_is_the_smallest_ids_whatever_the_partitions(tmp_path: Path) -> None:
+    found = []
+    for number in range(30):
+        image = pictures.encoded(np.full((8, 8), number, np.uint8))
+        found.append({"id": tables.content_id({"image": image}), "image": image})
+    schema = tables.rows_schema(image_ingest.FIELDS)
+    drawn = []
+
+    def decode(data: bytes) -> np.ndarray:
+        return pictures.decode(data, 8, 8, 1)
+
+    for cut in (7, 20):
+        paths = []
+        for number, rows in enumerate((found[:cut], found[cut:])):
+            paths.append(tmp_path / f"{cut}-{number}.parquet")
+            tables.write_parquet(paths[-1], pa.Table.from_pylist(rows, schema=schema))
+        drawn.append(image_tokenize.sample(paths, "image", decode, 5))
+    assert (drawn[0] == drawn[1]).all()
+    smallest = sorted(found, key=lambda row: row["id"])[:5]
+    assert [pixels.max() for pixels in drawn[0]] == [decode(row["image"]).max() for row in smallest]
