@@ -19,7 +19,7 @@ from torch import Tensor
 from ssl_models import keyed
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
-_REACH = 4  # standard deviations after which a Gaussian is cut off
+REACH = 4  # standard deviations after which a Gaussian is cut off
 _ATTEMPTS = 10  # crops drawn before one that does not fit is clipped to the picture, as torchvision does
 
 
@@ -141,7 +141,7 @@ def blur(sigma: Tensor, size: int) -> Tensor:
     position = torch.arange(size, device=sigma.device, dtype=torch.float32)
     square = (position[:, None] - position[None, :]) ** 2
     weights = torch.exp(-square / (2 * sigma[:, None, None] ** 2).clamp(min=1e-6))
-    weights = weights * (square <= (_REACH * sigma[:, None, None]) ** 2)
+    weights = weights * (square <= (REACH * sigma[:, None, None]) ** 2)
     return weights / weights.sum(dim=2, keepdim=True)
 
 
@@ -149,6 +149,15 @@ def apply(pixels: Tensor, parameters: Parameters, size: tuple[int, int] | None =
     """Views float32 `[batch, channels, *size]` in [0, 1] of pictures `[batch, channels, height, width]`, uint8 or
     float in [0, 1], with one or three channels; `size` defaults to the source's."""
     height, width = size or (pixels.shape[2], pixels.shape[3])
+    if pixels.device.type == "cpu":
+        from ssl_models import augment_kernel
+
+        return augment_kernel.apply(pixels, parameters, height, width)
+    return batched(pixels, parameters, height, width)
+
+
+def batched(pixels: Tensor, parameters: Parameters, height: int, width: int) -> Tensor:
+    """`apply` by operations on the whole batch, for any device."""
     rows = resample(parameters.top, parameters.height, height, pixels.shape[2])
     columns = resample(parameters.left, parameters.width, width, pixels.shape[3])
     columns = torch.where(parameters.flip[:, None, None], columns.flip(1), columns)
@@ -161,17 +170,8 @@ def apply(pixels: Tensor, parameters: Parameters, size: tuple[int, int] | None =
     luma = torch.tensor(LUMA if channels == 3 else [1 / channels] * channels, device=pixels.device)
     saturation = parameters.saturation if channels == 3 else torch.ones_like(parameters.saturation)
     factors = torch.stack([parameters.brightness, parameters.contrast, saturation, parameters.hue], dim=1)
-    if pixels.device.type == "cpu":
-        from ssl_models import augment_kernel
-
-        return augment_kernel.apply(pixels, rows, columns, luma, factors, parameters.solarise)
-    return batched(pixels, rows, columns, luma, factors, parameters.solarise)
-
-
-def batched(pixels: Tensor, rows: Tensor, columns: Tensor, luma: Tensor, factors: Tensor, invert: Tensor) -> Tensor:
-    """`augment_kernel.apply` by operations on the whole batch, for any device; see there for the shapes."""
     views = colours(rows[:, None] @ (pixels.float() @ columns.mT[:, None]), luma, factors)
-    return torch.where(invert[:, None, None, None] & (views >= 0.5), 1 - views, views)
+    return torch.where(parameters.solarise[:, None, None, None] & (views >= 0.5), 1 - views, views)
 
 
 def colours(views: Tensor, luma: Tensor, factors: Tensor) -> Tensor:
