@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_models import losses, pictures
+from ssl_models import augment, losses, pictures
+from ssl_models.augment import Augmentation
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
@@ -30,6 +31,8 @@ from ssl_models.vision import vision_encoder
 _CLIP_START, _CLIP_MOST = math.log(1 / 0.07), math.log(100)
 _SIGLIP_START, _SIGLIP_BIAS = math.log(10), -10.0
 _RECALLS = (1, 5)
+_VIEW = 0
+"""Stream of `keyed`."""
 
 
 class Text(Options):
@@ -50,6 +53,7 @@ class Task(Options):
     loss: Literal["clip", "siglip"] = "clip"
     width: int = Field(default=128, ge=1, description="of the space that both project into")
     text: Text = Text()
+    augment: Augmentation | None = Field(default=None, description="of pictures; a flip may make a caption wrong")
     prompts: tuple[str, ...] = Field(default=("{}",), min_length=1, description="zero-shot: {} is the class name")
 
 
@@ -94,8 +98,11 @@ class ImageText(Objective):
         )
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
-        """Pictures and captions as they are."""
-        return {"pixels": rows["pixels"], "tokens": rows["tokens"]}
+        """Pictures, augmented where the task says so, and captions as they are."""
+        pixels = rows["pixels"]
+        if self.options.augment is not None and self.training:
+            pixels = augment.views(self.options.augment, pixels, keys, _VIEW)
+        return {"pixels": pixels, "tokens": rows["tokens"]}
 
     def count(self, batch: Batch) -> Tensor:
         """Pairs."""

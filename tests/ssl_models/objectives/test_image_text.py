@@ -105,3 +105,13 @@ def test_zero_shot_without_a_tokenizer_is_one_sentence(tmp_path):
 def test_examples_show_what_was_retrieved(folder):
     found = learner(folder).examples(coloured(), keys(9)).pictures
     assert found.keys() == {"retrieval", "similarity"}
+
+
+def test_pictures_are_augmented_in_training_alone_and_captions_never(folder):
+    task = learner(folder, augment={"crop": (0.3, 0.5)})
+    rows = coloured()
+    rows["pixels"] = torch.randint(0, 256, rows["pixels"].shape, dtype=torch.uint8)
+    trained, evaluated = task.train().prepare(rows, keys(9)), task.eval().prepare(rows, keys(9))
+    assert (trained["pixels"] * 255 - rows["pixels"]).abs().max() > 20
+    assert torch.equal(evaluated["pixels"], rows["pixels"])
+    assert torch.equal(trained["tokens"], rows["tokens"])
