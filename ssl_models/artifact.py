@@ -1,8 +1,8 @@
 """The folder of a trained model: safetensors and JSON, nothing that runs code when it is opened.
 
 `model.safetensors` and `config.json` are Hugging Face's where the architecture exists there (`transformers` then opens
-the folder), else this project's own names. `pretext.json` says how to build the objective again, `encoding/` how its
-rows were encoded.
+the folder; what it has no name for is in `pretext.safetensors`), else this project's own names. `pretext.json` says how
+to build the objective again, `encoding/` how its rows were encoded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch import Tensor
 from ssl_models import huggingface, objectives
 from ssl_models.config import Model
 from ssl_models.encoding import Encoding
+from ssl_models.huggingface import vision
+from ssl_models.huggingface.files import read_json
 from ssl_models.objectives import Objective
 from ssl_models.transformer import Transformer
 
@@ -48,12 +50,14 @@ def build(model: Model, encoding: Encoding, at: str = "task") -> Objective:
 
 
 def completed(model: Model) -> Model:
-    """`model` with the sizes that its backbone leaves open taken from the Hugging Face folder it starts from, if it
-    does. ValueError where the two contradict each other."""
+    """`model` with the sizes that it leaves open taken from the Hugging Face folder it starts from, if it does.
+    ValueError where the two contradict each other."""
     if model.init_from is None or not _is_hugging_face(Path(model.init_from)):
         return model
+    if _is_pictures(folder := Path(model.init_from)):
+        return vision.complete_model(model, folder)
     try:
-        backbone = huggingface.complete(model.backbone, Path(model.init_from))
+        backbone = huggingface.complete(model.backbone, folder)
     except ValueError as error:
         raise ValueError(f"backbone.{error}") from None
     return model.model_copy(update={"backbone": backbone})
@@ -66,6 +70,11 @@ def _is_hugging_face(folder: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     return bool(kind != OWN)
+
+
+def _is_pictures(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds a model of pictures."""
+    return vision.is_picture_config(read_json(folder / CONFIG))
 
 
 def _language_model(objective: Objective) -> Transformer | None:
@@ -95,7 +104,7 @@ def save(objective: Objective, model: Model, encoding: Encoding, folder: Path, *
     transformer = _language_model(objective)
     if transformer is not None:
         huggingface.to_hugging_face(transformer, encoding, folder)
-    else:
+    elif not vision.save_picture_model(objective, encoding, folder):
         save_file(unique(objective.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(_json({"model_type": OWN, **model.model_dump(mode="json")}), encoding="utf-8")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "safetensors")}
@@ -106,7 +115,7 @@ def save(objective: Objective, model: Model, encoding: Encoding, folder: Path, *
         for file in sorted(path for path in encoding.folder.iterdir() if path.is_file()):
             if file.name != "encoding.json":
                 shutil.copyfile(file, folder / ENCODING / file.name)
-            if file.name == TOKENIZER:
+            if file.name == TOKENIZER and not (folder / TOKENIZER).exists():
                 shutil.copyfile(file, folder / file.name)
 
 
@@ -132,14 +141,18 @@ def load(folder: Path) -> Objective:
     except OSError as error:
         raise ValueError(f"{error.filename}: cannot be read: {error.strerror}") from None
     objective = build(model, encoding)
-    load_weights(objective, folder)
+    load_weights(objective, folder, whole=True)
     return objective.eval()
 
 
-def load_weights(objective: Objective, folder: Path) -> None:
-    """Take over the weights of a model folder; ValueError where they are damaged or of another model."""
+def load_weights(objective: Objective, folder: Path, *, whole: bool) -> None:
+    """Take over the weights of a model folder, all of them or, not `whole`, perhaps the encoder alone. ValueError where
+    they are damaged or of another model."""
     if _is_hugging_face(folder):
-        huggingface.start_from(objective, folder)
+        if _is_pictures(folder):
+            vision.start_picture_model(objective, folder, whole=whole)
+        else:
+            huggingface.start_from(objective, folder)
         return
     path = folder / WEIGHTS
     try:
@@ -169,7 +182,7 @@ def start_from(objective: Objective, folder: Path) -> None:
     does not fit."""
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder}: is neither a Pretext nor a Hugging Face model folder: it has no {CONFIG}")
-    load_weights(objective, folder)
+    load_weights(objective, folder, whole=False)
 
 
 def _json(value: Any) -> str:

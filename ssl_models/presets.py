@@ -45,6 +45,7 @@ class Architecture(Strict):
     relative_distance: int = Field(default=128, ge=8, description="beyond it all distances share a bucket")
     context: int = Field(default=0, ge=0, description="most positions of a sequence; 0: the rows' length")
     patch: int = Field(default=0, ge=0, description="side of an image patch in pixels; text: 0")
+    patch_bias: bool = Field(default=True, description="of the embedding of patches; CLIP has none")
 
     vocabulary: int = Field(default=0, ge=0, description="0: the tokenizer's; larger pads the table for speed")
     embedding_norm: bool = Field(default=False, description="normalise after the embeddings")
@@ -157,7 +158,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "structure": "decoder", "layers": 12, "width": 512, "heads": 8, "mlp": "quick_gelu", "init": "clip",
     },
     # the same paper's image tower
-    "clip-vision": {**_VIT, "norm_eps": 1e-5, "mlp": "quick_gelu", "embedding_norm": True, "init": "clip"},
+    "clip-vision": {**_VIT, "norm_eps": 1e-5, "mlp": "quick_gelu", "embedding_norm": True, "patch_bias": False,
+                    "init": "clip"},
 }  # fmt: skip
 
 RESNETS: dict[str, dict[str, Any]] = {

@@ -105,6 +105,10 @@ class _Normalise(nn.Module):
         """uint8, or float in [0, 1], `[..., channels, height, width]`, to float of the same shape."""
         return (to_unit(pixels) - self.mean) / self.std
 
+    def undo(self, normalised: Tensor) -> Tensor:
+        """The inverse, to float in [0, 1] where it was so."""
+        return normalised * self.std + self.mean
+
 
 def to_unit(pixels: Tensor) -> Tensor:
     """uint8 pixels as float32 in [0, 1]; float as it is."""
@@ -166,15 +170,16 @@ class PatchEncoder(VisionEncoder):
         self.patches = self.rows * self.columns
         self.values = a.patch * a.patch * encoding.channels
         self.normalise = _Normalise(encoding)
-        self.embedding = nn.Linear(self.values, a.width)
+        self.embedding = nn.Linear(self.values, a.width, bias=a.patch_bias)
         nn.init.xavier_uniform_(self.embedding.weight)
-        nn.init.zeros_(self.embedding.bias)
+        if a.patch_bias:
+            nn.init.zeros_(self.embedding.bias)
         self.cls = nn.Parameter(torch.randn(a.width) * _SPREAD)
         if a.positions == "learned":
             self.positions = nn.Parameter(torch.randn(self.patches + 1, a.width) * _SPREAD)
         elif a.positions == "sincos":
             fixed = torch.cat([torch.zeros(1, a.width), sine_cosine_2d(self.rows, self.columns, a.width)])
-            self.register_buffer("fixed", fixed, persistent=False)
+            self.register_buffer("fixed", fixed)  # saved: a model from elsewhere brings its own
         elif a.positions == "relative":
             self.biases = nn.ModuleList(GridBias(self.rows, self.columns, a.heads) for _ in range(a.layers))
         self.norm = norm(a) if a.embedding_norm else nn.Identity()

@@ -10,18 +10,25 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
 from ssl_models.huggingface import bart, bert, gpt2, llama, t5
-from ssl_models.huggingface.mapping import Config, Correspondence, State, matching, rename_from, rename_to
+from ssl_models.huggingface.files import CONFIG, GENERATION, WEIGHTS, read_json, read_weights
+from ssl_models.huggingface.mapping import (
+    LEARNING,
+    Config,
+    Correspondence,
+    State,
+    matching,
+    rename_from,
+    rename_to,
+)
 from ssl_models.huggingface.tokenizer import save_tokenizer
 from ssl_models.presets import Architecture, resolve
 from ssl_models.transformer import Transformer
@@ -29,14 +36,6 @@ from ssl_models.transformer import Transformer
 CORRESPONDENCES: dict[str, Correspondence] = {
     module.CORRESPONDENCE.model_type: module.CORRESPONDENCE for module in (gpt2, llama, bert, t5, bart)
 }
-WEIGHTS, INDEX, CONFIG, GENERATION = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-)
-_LEARNING = {"init", "init_std", "embedding_std", "depth_scaled", "dropout"}
-"""Fields that decide how a model learns, not what it computes."""
 _TABLED = {"learned"}
 """Positions of which a model has a fixed number."""
 
@@ -70,7 +69,7 @@ def hugging_face_config(architecture: Architecture, encoding: Encoding) -> Confi
         **correspondence.config(architecture, encoding),
     }
     described = _architecture(config, tied=architecture.tied)
-    for field in sorted(set(Architecture.model_fields) - _LEARNING):
+    for field in sorted(set(Architecture.model_fields) - LEARNING):
         here, there = getattr(architecture, field), getattr(described, field)
         if here != there:
             raise ValueError(f"{field}: Hugging Face's {correspondence.model_type} has {there!r}, this model {here!r}")
@@ -130,41 +129,10 @@ def state_from_hugging_face(state: State, config: Config) -> tuple[Architecture,
     return architecture, ours
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: is missing, so this is no Hugging Face model folder") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: is not a JSON object")
-    return content
-
-
-def _weights(folder: Path) -> State:
-    """All tensors of a folder, from one file or from the shards that its index names."""
-    files = [folder / WEIGHTS]
-    if not files[0].exists():
-        if not (folder / INDEX).exists():
-            raise ValueError(f"{folder}: holds no {WEIGHTS}; other formats are not read: save it as safetensors")
-        index = _json(folder / INDEX).get("weight_map")
-        if not isinstance(index, dict):
-            raise ValueError(f"{folder / INDEX}: has no weight_map")
-        files = [folder / Path(name).name for name in sorted(set(index.values()))]
-    state: State = {}
-    for file in files:
-        try:
-            state |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file}: cannot be read: {error}") from None
-    return state
-
-
 def read(folder: Path) -> tuple[Architecture, State]:
     """Architecture and `Transformer` weights of a Hugging Face folder; ValueError where it is none."""
-    config = _json(folder / CONFIG)
-    weights = _weights(folder)
+    config = read_json(folder / CONFIG)
+    weights = read_weights(folder)
     try:
         return state_from_hugging_face(weights, config)
     except ValidationError as error:
@@ -210,7 +178,7 @@ def complete(backbone: Backbone, folder: Path) -> Backbone:
     architecture, _ = read(folder)
     if backbone.preset != architecture.preset:
         raise ValueError(f"preset: {backbone.preset!r} cannot start from {folder}, which holds {architecture.preset!r}")
-    there = architecture.model_dump(exclude=_LEARNING | {"preset"})
+    there = architecture.model_dump(exclude=LEARNING | {"preset"})
     if architecture.positions not in _TABLED:
         del there["context"]
     for key, value in backbone.overrides.items():
@@ -228,7 +196,7 @@ def start_from(model: nn.Module, folder: Path) -> None:
     if inner is None:
         raise ValueError(f"{folder}: this objective has no language model to start from it")
     architecture, state = read(folder)
-    for field in sorted(set(Architecture.model_fields) - _LEARNING):
+    for field in sorted(set(Architecture.model_fields) - LEARNING):
         here, there = getattr(inner.architecture, field), getattr(architecture, field)
         if here != there and (field != "context" or architecture.positions in _TABLED):
             raise ValueError(f"{field}: is {here!r}, but the model in {folder} has {there!r}")

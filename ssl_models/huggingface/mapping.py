@@ -21,6 +21,9 @@ State = dict[str, Tensor]
 Config = dict[str, Any]
 Table = dict[str, str | tuple[str, ...]]
 
+LEARNING = {"init", "init_std", "embedding_std", "depth_scaled", "dropout"}
+"""Fields of an architecture that decide how a model learns, not what it computes."""
+
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
@@ -84,7 +87,7 @@ def name_of(value: str, meanings: Mapping[str, str]) -> str:
     raise ValueError(f"mlp: {value!r} has no name in Hugging Face's configuration")
 
 
-def _their_names(name: str, table: Table) -> tuple[str, ...]:
+def their_names(name: str, table: Table) -> tuple[str, ...]:
     """Their tensors that make up our tensor `name`; KeyError where there are none."""
     number = _NUMBER.search(name)
     general = _NUMBER.sub(".{}.", name, count=1)
@@ -97,7 +100,7 @@ def _their_names(name: str, table: Table) -> tuple[str, ...]:
 
 def _sizes(name: str, rows: int, parts: int, a: Architecture) -> list[int]:
     """Rows of each of the `parts` that our tensor `name` of `rows` consists of."""
-    if ".qkv." in name:
+    if ".qkv." in name and a.kv_heads != a.heads:
         return [a.heads * a.head_width, a.kv_heads * a.head_width, a.kv_heads * a.head_width]
     return [rows // parts] * parts
 
@@ -106,7 +109,7 @@ def rename_to(state: State, table: Table, architecture: Architecture) -> State:
     """Our tensors under their names."""
     renamed: State = {}
     for name, value in state.items():
-        theirs = _their_names(name, table)
+        theirs = their_names(name, table)
         if len(theirs) == 1:
             renamed[theirs[0]] = value
         else:
@@ -120,7 +123,7 @@ def rename_from(state: State, table: Table, architecture: Architecture, shapes: 
     that is missing or of another shape."""
     renamed: State = {}
     for name, shape in shapes.items():
-        theirs = _their_names(name, table)
+        theirs = their_names(name, table)
         for part in theirs:
             if part not in state:
                 raise ValueError(f"lacks the tensor {part}")

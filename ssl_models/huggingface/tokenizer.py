@@ -46,13 +46,34 @@ def configuration(encoding: Encoding, tokenizer: dict[str, Any], context: int) -
     return content
 
 
-def save_tokenizer(encoding: Encoding, context: int, folder: Path) -> None:
-    """Write the tokenizer's files into `folder`, if the encoding has a tokenizer."""
+def ending(tokenizer: dict[str, Any], number: int) -> dict[str, Any]:
+    """The content of `tokenizer.json`, such that every text ends with the special token `number`. One that adds tokens
+    of its own accord is left alone."""
+    end = names(tokenizer).get(number)
+    if end is None or tokenizer.get("post_processor") is not None:
+        return tokenizer
+    last = {"SpecialToken": {"id": end, "type_id": 0}}
+    sequences = [{"Sequence": {"id": part, "type_id": 0}} for part in "AB"]
+    return tokenizer | {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [sequences[0], last],
+            "pair": [sequences[0], last, sequences[1], last],
+            "special_tokens": {end: {"id": end, "ids": [number], "tokens": [end]}},
+        }
+    }
+
+
+def save_tokenizer(encoding: Encoding, context: int, folder: Path, *, ends: bool = False) -> None:
+    """Write the tokenizer's files into `folder`, if the encoding has a tokenizer. `ends`: texts end with `eos`."""
     source = encoding.folder / FILE
     if not source.is_file():
         return
     tokenizer = json.loads(source.read_text(encoding="utf-8"))
-    if source.resolve() != (folder / FILE).resolve():
+    if ends:
+        content = json.dumps(ending(tokenizer, encoding.eos), ensure_ascii=False)
+        (folder / FILE).write_text(content, encoding="utf-8")
+    elif source.resolve() != (folder / FILE).resolve():
         shutil.copyfile(source, folder / FILE)
     text = json.dumps(configuration(encoding, tokenizer, context), indent=1, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")

@@ -31,13 +31,14 @@ class Decoder(Options):
     layers: int = Field(default=2, ge=1)
     width: int = Field(default=128, ge=4)
     heads: int = Field(default=4, ge=1)
+    mlp_width: int = Field(default=0, ge=0, description="0: 4 x `width`")
 
 
 class Task(Options):
     """`models.NAME.task`."""
 
     ratio: float = Field(default=0.75, gt=0, lt=1, description="part of the patches that is masked")
-    normalise: bool = Field(default=True, description="targets normalised patch by patch; else pixels in [0, 1]")
+    normalise: bool = Field(default=True, description="targets normalised patch by patch; else pixels as they are seen")
     decoder: Decoder = Decoder()
 
 
@@ -53,12 +54,12 @@ class MaskedPixels(Objective):
         self.encoder = encoder = patch_encoder(backbone, encoding)
         if encoder.architecture.positions == "relative":
             raise ValueError("positions: this objective drops patches, so positions must be sincos or learned")
-        self.visible = encoder.patches - round(encoder.patches * options.ratio)
+        self.visible = int(encoder.patches * (1 - options.ratio))  # rounded as MAE's code does
         if not 0 < self.visible < encoder.patches:
             raise ValueError(f"task.ratio: {options.ratio} of {encoder.patches} patches masks none or all of them")
-        small = resolve(
-            Backbone.model_validate({"preset": "mae-decoder", "patch": encoder.patch, **options.decoder.model_dump()})
-        )
+        a = encoder.architecture
+        shared = {"patch": encoder.patch, "mlp": a.mlp, "norm_eps": a.norm_eps}
+        small = resolve(Backbone.model_validate({"preset": "mae-decoder", **shared, **options.decoder.model_dump()}))
         self.narrow = nn.Linear(encoder.width, small.width)
         self.mask = nn.Parameter(torch.randn(small.width) * _SPREAD)
         self.decoder = Stack(small)
@@ -67,7 +68,7 @@ class MaskedPixels(Objective):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         positions = sine_cosine_2d(encoder.rows, encoder.columns, small.width)
-        self.register_buffer("fixed", torch.cat([torch.zeros(1, small.width), positions]), persistent=False)
+        self.register_buffer("fixed", torch.cat([torch.zeros(1, small.width), positions]))
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
         """`pixels` as they are and `order` int64 `[batch, patches]`: the first `visible` ones are seen."""
@@ -80,7 +81,7 @@ class MaskedPixels(Objective):
 
     def targets(self, pixels: Tensor) -> Tensor:
         """What the decoder should predict: `[batch, patches, values]`."""
-        target = patchify(to_unit(pixels), self.encoder.patch)
+        target = patchify(self.encoder.normalise(pixels), self.encoder.patch)
         if self.options.normalise:
             target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + _EPSILON).sqrt()
         return target
@@ -117,15 +118,18 @@ class MaskedPixels(Objective):
         """Pictures, what the encoder saw of them, and the restored ones."""
         batch = self.prepare(rows, keys)
         height, width = rows["pixels"].shape[-2:]
-        clean = patchify(to_unit(rows["pixels"]), self.encoder.patch)
+        patch, normalise = self.encoder.patch, self.encoder.normalise
+        clean = patchify(to_unit(rows["pixels"]), patch)
         predicted = self.predict(batch).float()
         if self.options.normalise:  # a patch's own mean and spread are not predicted: lent for the picture
-            predicted = predicted * (clean.var(-1, keepdim=True) + _EPSILON).sqrt() + clean.mean(-1, keepdim=True)
+            true = patchify(normalise(rows["pixels"]), patch)
+            predicted = predicted * (true.var(-1, keepdim=True) + _EPSILON).sqrt() + true.mean(-1, keepdim=True)
+        predicted = patchify(normalise.undo(unpatchify(predicted, patch, height, width)), patch)
         hidden = torch.ones(clean.shape[:2], dtype=torch.bool, device=clean.device)
         hidden.scatter_(1, batch["order"][:, : self.visible], False)
         seen = torch.where(hidden[..., None], 0.5, clean)
         restored = torch.where(hidden[..., None], predicted, clean)
-        shown = [unpatchify(part, self.encoder.patch, height, width) for part in (clean, seen, restored)]
+        shown = [unpatchify(part, patch, height, width) for part in (clean, seen, restored)]
         return Examples(pictures={"original_masked_restored": pictures.tile(shown)})
 
 

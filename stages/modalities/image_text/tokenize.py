@@ -15,6 +15,9 @@ from stages.modalities.image import tokenize as image
 from stages.modalities.text import tokenize as text
 
 BATCH = image.BATCH
+SPECIAL = ("<pad>", "</s>", "<s>", "<unk>", "<mask>", "<cls>", "<sep>")
+"""As of a text corpus, but that `</s>` must not be 2: `transformers` takes that for a mistake of early CLIPs, and reads
+such captions elsewhere than at their end."""
 
 
 class Options(image.Options):
@@ -25,7 +28,7 @@ class Options(image.Options):
 
 def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:
     """The captions' tokenizer, and statistics and codebook of the pictures, in one folder."""
-    captions = text.fit(partitions, options.caption, folder)
+    captions = text.fit(partitions, options.caption, folder, SPECIAL)
     pictures = image.fit(partitions, options, folder)
     seen = ("channels", "height", "width", "mean", "std", "codebook")
     return captions.model_copy(

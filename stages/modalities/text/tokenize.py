@@ -91,12 +91,12 @@ class Options(Strict):
         return self
 
 
-def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:
-    """Train or import the tokenizer, and write `tokenizer.json` into `folder`."""
+def fit(partitions: Sequence[Path], options: Options, folder: Path, special: Sequence[str] = SPECIAL) -> Encoding:
+    """Train or import the tokenizer, and write `tokenizer.json` into `folder`. `special`: `SPECIAL` in any order."""
     if options.tokenizer is not None:
         tokenizer, named = _imported(options.tokenizer)
     else:
-        tokenizer, named = _trained(_sample(partitions, options.train_bytes), options), {}
+        tokenizer, named = _trained(_sample(partitions, options.train_bytes), options, special), {}
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.save(str(folder / TOKENIZER), pretty=False)
@@ -265,16 +265,16 @@ def _sample(partitions: Sequence[Path], limit: int) -> Iterator[str]:
                     room -= len(text.encode())
 
 
-def _trained(texts: Iterator[str], options: Options) -> Tokenizer:
+def _trained(texts: Iterator[str], options: Options, special: Sequence[str]) -> Tokenizer:
     """A tokenizer of at most `options.vocabulary` ids (fewer where the text has no more to merge)."""
     train = _bpe if options.algorithm == "bpe" else _unigram
-    tokenizer = train(texts, options.vocabulary - len(SENTINEL_NAMES))
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer = train(texts, options.vocabulary - len(SENTINEL_NAMES), special)
+    tokenizer.add_special_tokens(list(special))
     tokenizer.add_special_tokens(list(reversed(SENTINEL_NAMES)))
     return tokenizer
 
 
-def _bpe(texts: Iterator[str], vocabulary: int) -> Tokenizer:
+def _bpe(texts: Iterator[str], vocabulary: int, special: Sequence[str]) -> Tokenizer:
     """Byte-level BPE (Radford et al. 2019). GPT-2's pattern parts words from punctuation, so no merge spells `<s>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -282,7 +282,7 @@ def _bpe(texts: Iterator[str], vocabulary: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -290,7 +290,7 @@ def _bpe(texts: Iterator[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def _unigram(texts: Iterator[str], vocabulary: int) -> Tokenizer:
+def _unigram(texts: Iterator[str], vocabulary: int, special: Sequence[str]) -> Tokenizer:
     """Unigram over words marked with U+2581 for the space before them. Unknown characters are spelled in bytes.
 
     No pre-tokeniser keeps a document's `<s>` or `<0x0A>` from matching the token of that name, so these tokens get a
@@ -302,11 +302,11 @@ def _unigram(texts: Iterator[str], vocabulary: int) -> Tokenizer:
     words: Counter[str] = Counter()
     for text in texts:
         words.update(re.findall(WORDS, text.replace(" ", SPACE)))
-    unmatched = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    unmatched = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces = unigram.train(words, vocabulary - len(unmatched), always=PRINTABLE)
     reserved = {*unmatched, *SENTINEL_NAMES}  # text may hold a name often enough to make it a piece
     scored = [*((name, NEVER) for name in unmatched), *(piece for piece in pieces if piece[0] not in reserved)]
-    tokenizer = Tokenizer(models.Unigram(scored, SPECIAL.index("<unk>"), byte_fallback=True))
+    tokenizer = Tokenizer(models.Unigram(scored, special.index("<unk>"), byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
