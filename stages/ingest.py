@@ -64,7 +64,11 @@ def ingest(name: str) -> None:
 
     folder = tables.address("ingest", name)
     tables.remove(folder / "metrics.json")
-    plan: list[Partition] = reader.plan(corpus.ingest.source, options)
+    try:
+        plan: list[Partition] = reader.plan(corpus.ingest.source, options)
+    except UserError as error:  # a reader knows its options, not the corpus they stand in
+        place = f"{params.PARAMS}: corpora.{name}." if str(error).startswith("ingest.") else ""
+        raise UserError(f"{place}{error}") from None
     total = Outcome()
     with tables.whole_folder(folder / "rows") as rows:
         numbered = list(enumerate(plan))

@@ -155,7 +155,7 @@ def _list_local(source: str) -> _Found:
             return _Found([_local_file(path) for path in _walk(source)], source, exact=False)
         return _Found([_local_file(source)], "", exact=True)
     except FileNotFoundError as error:
-        raise UserError(f"ingest.source: there is no {error.filename or source}") from None
+        raise UserError(f"ingest.source: there is no file or folder {error.filename or source}") from None
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot be read: {error.strerror}") from None
 
@@ -192,7 +192,7 @@ def _list_url(source: str) -> _Found:
         else:
             found, exact = {path: system.info(path)}, True
     except FileNotFoundError:
-        raise UserError(f"ingest.source: there is no {source}") from None
+        raise UserError(f"ingest.source: there is no file or folder {source}") from None
     except ImportError as error:
         raise UserError(f"ingest.source: {source}: {error}") from None
     except Exception as error:  # every file system has its own: credentials, names, networks

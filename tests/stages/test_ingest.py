@@ -143,7 +143,11 @@ def test_too_many_rejects_end_the_stage_and_leave_the_rejects(project: Path) -> 
 @pytest.mark.parametrize(
     ("options", "content", "sentence"),
     [
-        ({"source": "nowhere"}, line("x"), "there is no nowhere"),
+        (
+            {"source": "nowhere"},
+            line("x"),
+            "params.yaml: corpora.mine.ingest.source: there is no file or folder nowhere",
+        ),
         ({"source": "raw/*.csv"}, line("x"), "no file matches it"),
         ({"files": "*.csv"}, line("x"), "none of its 1 files match"),
         ({"text": "body"}, line("x", id=1), r"no column 'body' \(1\); its columns are: id, text"),
