@@ -6,21 +6,27 @@ import argparse
 import os
 import sys
 
-from flows.links import REVIEW_HOST, REVIEW_PORT
+from flows.links import REVIEW_HOST, REVIEW_PORT, ranked_runs
 from ssl_models import tracking
 from stages import provenance
 from stages.params import UserError
 
-RANKING = "metrics.`probe.accuracy`"
-"""What run lists are sorted by, best first."""
 
-
-def server_command(host: str, port: int, store: str) -> list[str]:
-    """The MLflow server on the store at `store`: SQLite or another database."""
-    artifacts = provenance.STORE.absolute() / "artifacts"
+def server_command(host: str, port: int) -> list[str]:
+    """The MLflow server; its store comes from MLFLOW_BACKEND_STORE_URI, since everyone can read a command line."""
+    artifacts = provenance.project() / provenance.STORE / "artifacts"
     address = ["--host", host, "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", store, "--artifacts-destination", artifacts.as_uri()]
-    return [sys.executable, "-m", "mlflow", "server", *address, *stores]
+    return [sys.executable, "-m", "mlflow", "server", *address, "--artifacts-destination", artifacts.as_uri()]
+
+
+def rankings(uri: str, base: str) -> list[str]:
+    """For each experiment, the address of its runs, the best probe first."""
+    from mlflow import MlflowClient
+
+    with tracking.created(uri):
+        experiments = MlflowClient(tracking_uri=uri).search_experiments()
+    named = sorted((e.name, str(e.experiment_id)) for e in experiments if e.name != "Default")
+    return [f"{name:20} {ranked_runs(base, identifier)}" for name, identifier in named]
 
 
 def main() -> None:
@@ -38,11 +44,12 @@ def main() -> None:
         print(f"the runs are on a server: open {tracking.public(uri)}")
         return
     tracking.quiet()
-    with tracking.created(uri):
-        pass
-    print(f"http://{given.host}:{given.port}", flush=True)
-    command = server_command(given.host, given.port, uri)
-    os.execv(command[0], command)
+    base = f"http://{given.host}:{given.port}"
+    for line in rankings(uri, base):
+        print(line)
+    print(f"{'everything':20} {base}", flush=True)
+    command = server_command(given.host, given.port)
+    os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
 
 
 if __name__ == "__main__":

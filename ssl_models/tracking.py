@@ -41,6 +41,8 @@ RETRY = 20.0
 FAREWELL = 60.0
 """Seconds that the end of a job waits for the last metrics to be sent."""
 SQLITE = "sqlite:///"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's pages for training, rather than those for applications of language models."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def quiet() -> None:
     """No telemetry, and no request that hangs for minutes; to be called before MLflow is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
@@ -96,7 +99,9 @@ def connect(tracking: Tracking) -> tuple[Any, str]:
         if experiment is not None:
             return client, str(experiment.experiment_id)
         try:
-            return client, str(client.create_experiment(tracking.experiment, artifact_location=tracking.artifacts))
+            return client, str(
+                client.create_experiment(tracking.experiment, artifact_location=tracking.artifacts, tags=KIND)
+            )
         except MlflowException:  # another job made it a moment ago
             experiment = client.get_experiment_by_name(tracking.experiment)
             if experiment is None:

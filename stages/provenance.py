@@ -50,6 +50,8 @@ def tracking(corpus: str, stage: str, datasets: tuple[Dataset, ...]) -> Tracking
         tags |= {"git.commit": commit, "mlflow.source.git.commit": commit}
     if flow_run := os.environ.get(FLOW_RUN_URL):
         tags["prefect.flow_run"] = flow_run
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        tags["dvc.experiment"] = experiment
     changes = uncommitted()
     return Tracking(
         uri=uri,

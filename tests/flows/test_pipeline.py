@@ -53,7 +53,7 @@ def test_what_changed_runs_and_the_rest_is_shown_as_cached(served: Project, serv
     assert set(task_states(server, first, 5).values()) == {"Completed"}
     shown = artifacts(server, first)
     assert {row["stage"] for row in json.loads(shown["stages"])} == set(served.times())
-    assert "| a | 0.5 |" in shown["metrics"]
+    assert "| a | 0.5 | 0.35 | 0.65 |" in shown["metrics"]
     assert "data:image/png;base64," in shown["loss-a"]
 
     before = served.times()
