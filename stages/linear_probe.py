@@ -21,10 +21,12 @@ from ssl_models import artifact, probe_tracking, report
 from ssl_models.config import Probe
 from ssl_models.encoding import Encoding
 from ssl_models.features import Source, classify, extract, extract_raw
+from ssl_models.job import Tracking
 from ssl_models.objectives import Objective
-from ssl_models.probe import Report, Task, probe
+from ssl_models.probe import Report, Score, Task, probe
+from ssl_models.probe_tracking import Run
 from ssl_models.shards import Shards, Split
-from stages import params, provenance, tables
+from stages import params, provenance, registry, tables
 from stages.params import UserError
 
 PREDICTIONS = pa.schema(
@@ -141,9 +143,22 @@ def linear_probe(name: str) -> None:
     _write_csv(folder / "confusion.csv", report.CONFUSION_COLUMNS, report.confusion_rows(found))
     tables.write_json(folder / "metrics.json", report.metrics(found, seconds))
     store = provenance.tracking(params.model(name).corpus, f"linear-probe@{name}", ())
-    probe_tracking.log(name, found, seconds, tables.address("pretrain", name) / "run.json", store)
+    run = probe_tracking.log(name, found, seconds, tables.address("pretrain", name) / "run.json", store)
     if found is not None:
         print(report.table(found), flush=True)
+    if run is not None and found is not None and (score := found.scores["pretrained"]) is not None:
+        _register(name, report.markdown(found), score, run, store)
+
+
+def _register(name: str, text: str, score: Score, run: Run, store: Tracking) -> None:
+    """A version in the registry, and the decision on the champion."""
+    corpus = params.model(name).corpus
+    every = int(params.corpus(corpus).tokenize.get("every", 1))
+    facts = registry.Facts(score.feature, score.accuracy, f"**{name}**\n\n{text}", every)
+    folder, probed = tables.address("pretrain", name) / "model", tables.address("linear-probe", name)
+    version = registry.register(name, corpus, folder, probed / registry.PREDICTIONS, facts, run, store)
+    if version is not None:
+        print(f"{corpus} version {version.version}: {version.tags.get(registry.DECISION, '')}", flush=True)
 
 
 if __name__ == "__main__":

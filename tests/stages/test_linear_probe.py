@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ssl_models.config import Backbone, Model, Train
 from ssl_models.encoding import Encoding
 from ssl_models.job import Tracking
 from ssl_models.probe_tracking import Run
-from stages import linear_probe, params
+from stages import linear_probe, params, registry
 from stages.params import UserError
 
 MODEL = Model(
@@ -214,3 +215,29 @@ def test_dvc_draws_the_columns_that_are_written() -> None:
     template = json.loads((root / f".dvc/plots/{curve['template']}.json").read_text())
     drawn = re.findall(r'"field": "(\w+)"', json.dumps(template))
     assert set(drawn) - {"rev"} == {"encoder", "low", "high"} <= set(report.CURVE_COLUMNS)
+
+
+def test_a_probed_model_is_registered_and_the_decision_is_said(
+    project: Callable[[Path], None],
+    tiny_text_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project(tiny_text_shards)
+    run, given = Run("1", "2", "sqlite:///x"), []
+    monkeypatch.setattr(probe_tracking, "log", lambda *_: run)
+
+    def register(*arguments: Any) -> SimpleNamespace:
+        given.extend(arguments)
+        return SimpleNamespace(version=4, tags={registry.DECISION: "kept: does not beat version 3"})
+
+    monkeypatch.setattr(registry, "register", register)
+    linear_probe.linear_probe("tiny")
+    name, corpus, model, predictions, facts, where, _ = given
+    assert (name, corpus, where) == ("tiny", "tiny", run)
+    assert (model / "model.safetensors").exists() and predictions.exists()
+    assert facts.feature == metrics()["feature"] and facts.accuracy == pytest.approx(
+        metrics()["pretrained"]["accuracy"], abs=1e-4
+    )
+    assert "| pretrained |" in facts.description
+    assert "tiny version 4: kept: does not beat version 3" in capsys.readouterr().out
