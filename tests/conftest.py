@@ -1,9 +1,10 @@
-"""Corpora made by the real stages, for every test that needs rows, a tokenizer or shards."""
+"""Corpora made by the real stages, for every test that needs rows, a tokenizer or shards; and no skips where CI says so."""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,30 @@ from stages import params, shard, tables, tokenize
 settings.register_profile("shared machine", deadline=None)  # a busy neighbour must not fail a property
 settings.load_profile("shared machine")
 
+NO_SKIPS = "PRETEXT_NO_SKIPS"
+"""Set by `.ci/run`, which installs what tests need: a test or a file of tests that is skipped all the same fails."""
+
 MakeShards = Callable[..., Path]
+
+
+def _refused(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get(NO_SKIPS) and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{NO_SKIPS} is set, but it was skipped: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refused(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refused(report)
+    return report
 
 
 class Document(NamedTuple):
