@@ -1,4 +1,4 @@
-"""Corpora made by the real stages, for every test that needs rows, a tokenizer or shards; and no skips where CI says so."""
+"""Corpora made by the real stages, for every test that needs rows or shards; and no skipped test where CI says so."""
 
 from __future__ import annotations
 
