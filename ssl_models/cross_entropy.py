@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ssl_models.linear import linear, product
+
 IGNORE = -100
 """A target that is not predicted."""
 CHUNK = {"cpu": 2**21, "cuda": 2**28}
@@ -45,7 +47,7 @@ class _ChunkedLoss(torch.autograd.Function):
         toward_hidden, toward_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         toward_bias = None if bias is None else torch.zeros_like(bias)
         for here, wanted in _chunks(hidden, targets, weight):
-            logits = (hidden[here] @ matrix.T).float()
+            logits = product(hidden[here], matrix).float()
             if bias is not None:
                 logits += bias
             counted = wanted != IGNORE
@@ -57,11 +59,8 @@ class _ChunkedLoss(torch.autograd.Function):
             if toward_bias is not None:
                 toward_bias += gradient.sum(0)
             gradient = gradient.to(hidden.dtype)
-            toward_hidden[here] = gradient @ matrix
-            if matrix is weight:
-                toward_weight.addmm_(gradient.T, hidden[here])
-            else:
-                toward_weight += gradient.T @ hidden[here]
+            toward_hidden[here] = product(gradient, matrix.T)
+            toward_weight += product(gradient.T, hidden[here].T)
         ctx.save_for_backward(toward_hidden, toward_weight, toward_bias)
         return total
 
@@ -82,7 +81,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     if len(hidden) <= chunk_rows(len(weight), hidden.device):
-        logits = F.linear(hidden, weight, bias).float()
+        logits = linear(hidden, weight, bias).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     if torch.is_grad_enabled():
         if torch.is_autocast_enabled(hidden.device.type):
@@ -100,7 +99,7 @@ def evaluate(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     loss = torch.zeros((), device=hidden.device)
     correct = torch.zeros((), device=hidden.device)
     for here, wanted in _chunks(hidden, targets, weight):
-        logits = F.linear(hidden[here], weight, bias).float()
+        logits = linear(hidden[here], weight, bias).float()
         loss += F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
         correct += (logits.argmax(1) == wanted).sum()
     return loss, correct

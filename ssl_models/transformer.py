@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from ssl_models.linear import Linear, linear
 from ssl_models.presets import Architecture
 
 Rotation = tuple[Tensor, Tensor]
@@ -202,11 +203,11 @@ class Attention(nn.Module):
         self.dropout = a.dropout
         queries, keys = a.heads * a.head_width, a.kv_heads * a.head_width
         if cross:
-            self.q = nn.Linear(a.width, queries, bias=a.biases)
-            self.kv = nn.Linear(a.width, 2 * keys, bias=a.biases)
+            self.q = Linear(a.width, queries, bias=a.biases)
+            self.kv = Linear(a.width, 2 * keys, bias=a.biases)
         else:
-            self.qkv = nn.Linear(a.width, queries + 2 * keys, bias=a.biases)
-        self.out = nn.Linear(queries, a.width, bias=a.biases)
+            self.qkv = Linear(a.width, queries + 2 * keys, bias=a.biases)
+        self.out = Linear(queries, a.width, bias=a.biases)
         self.q_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
         self.k_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
 
@@ -276,8 +277,8 @@ class MLP(nn.Module):
         super().__init__()
         a = architecture
         self.gated, self.activation = a.gated, ACTIVATIONS[a.mlp]
-        self.up = nn.Linear(a.width, a.mlp_width * (2 if a.gated else 1), bias=a.biases)
-        self.down = nn.Linear(a.mlp_width, a.width, bias=a.biases)
+        self.up = Linear(a.width, a.mlp_width * (2 if a.gated else 1), bias=a.biases)
+        self.down = Linear(a.mlp_width, a.width, bias=a.biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, tokens, width]` to the same shape."""
@@ -450,7 +451,7 @@ class HeadTransform(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.dense = nn.Linear(architecture.width, architecture.width, bias=architecture.biases)
+        self.dense = Linear(architecture.width, architecture.width, bias=architecture.biases)
         self.norm = norm(architecture)
         self.activation = ACTIVATIONS[architecture.mlp]
         nn.init.normal_(self.dense.weight, std=architecture.init_std)
@@ -482,7 +483,7 @@ class Transformer(nn.Module):
             self.decoder = Stack(a, layers=a.decoder_layers or a.layers, causal=True, cross=both)
         self.transform = HeadTransform(a) if a.head_transform else nn.Identity()
         if not a.tied:
-            self.head = nn.Linear(a.width, a.vocabulary, bias=False)
+            self.head = Linear(a.width, a.vocabulary, bias=False)
             nn.init.normal_(self.head.weight, std=1 / a.width)
         self.head_bias = nn.Parameter(torch.zeros(a.vocabulary)) if a.head_bias else None
 
@@ -541,7 +542,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[..., vocabulary]` of hidden states `[..., width]`."""
-        return functional.linear(self.readout(hidden), self.head_weight, self.head_bias)
+        return linear(self.readout(hidden), self.head_weight, self.head_bias)
 
     def forward(self, tokens: Tensor, decoder_tokens: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
         """Logits of ids `[batch, tokens]`; of `decoder_tokens` given `tokens`, for encoder-decoders."""

@@ -20,6 +20,7 @@ from ssl_models import keyed
 from ssl_models.config import Backbone
 from ssl_models.cross_entropy import IGNORE, evaluate, linear_cross_entropy
 from ssl_models.encoding import Encoding
+from ssl_models.linear import linear
 from ssl_models.objectives import Batch, Examples, Options, Outcome, Rows
 from ssl_models.text import TextObjective, content, listed
 
@@ -111,7 +112,7 @@ class MaskedLanguage(TextObjective):
         """Rows, what the model saw of them, and its guesses in the places it had to fill."""
         few = {"tokens": rows["tokens"][:3]}
         batch = self.prepare(few, keys[:3])
-        logits = F.linear(self._selected(batch), self.transformer.head_weight, self.transformer.head_bias)
+        logits = linear(self._selected(batch), self.transformer.head_weight, self.transformer.head_bias)
         shown = batch["inputs"].gather(1, batch["positions"])
         guessed = torch.where(batch["targets"] != IGNORE, logits.argmax(-1), shown)
         restored = batch["inputs"].scatter(1, batch["positions"], guessed)
