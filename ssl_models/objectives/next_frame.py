@@ -86,14 +86,18 @@ class NextFrame(Objective):
         loss = ((self.predict(video[:, :-1]) - video[:, 1:]) ** 2).sum()
         sums = {"copy_last_frame_mse": (((video[:, :-1] - video[:, 1:]) ** 2).sum(), count)}
         if not self.training:
-            given = self.frames // 2
-            true = video[:, given:]
-            free, copied = self.run_on(video, given), video[:, given - 1 : given]
-            values = torch.tensor(float(true.numel()), device=video.device)
-            sums["teacher_forced_mse"] = (loss.detach(), count)
-            sums["free_running_mse"] = (((free - true) ** 2).sum(), values)
-            sums["free_running_copy_mse"] = (((copied - true) ** 2).sum(), values)
+            sums |= {"teacher_forced_mse": (loss.detach(), count), **self._free_running(video)}
         return Outcome(loss, sums)
+
+    @torch.no_grad()
+    def _free_running(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The errors after the first half of `video`, seen from there: of the model's frames, and of the last one
+        seen."""
+        given = self.frames // 2
+        true, last = video[:, given:], video[:, given - 1 : given]
+        values = torch.tensor(float(true.numel()), device=video.device)
+        guesses = {"free_running_mse": self.run_on(video, given), "free_running_copy_mse": last}
+        return {name: (((guess - true) ** 2).sum(), values) for name, guess in guesses.items()}
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """`mean` over all frames and `last`, the last frame, which has seen all: means over patches."""
