@@ -19,6 +19,8 @@ from ssl_models.config import Backbone, Model, Train
 from ssl_models.encoding import Encoding
 from ssl_models.huggingface.vision import picture_config
 from ssl_models.objectives import Objective
+from stages.modalities.image_text import tokenize as image_text
+from stages.modalities.text import tokenize as text
 from tests.ssl_models.objectives import pictures
 from tests.ssl_models.objectives.pictures import EOS, LENGTH, SIDE, VOCABULARY, keys, pixels, vit
 
@@ -142,10 +144,10 @@ def assert_same(peer: Any, ours: Any) -> None:
         return
     tokens = captions()
     there = peer(input_ids=tokens, pixel_values=values, return_loss=True)
-    image, text = ours.encode_image(rows), ours.encode_text(tokens)
+    image, caption = ours.encode_image(rows), ours.encode_text(tokens)
     close(image, there.image_embeds)
-    close(text, there.text_embeds)
-    close(ours.scale.exp() * image @ text.T, there.logits_per_image)
+    close(caption, there.text_embeds)
+    close(ours.scale.exp() * image @ caption.T, there.logits_per_image)
     batch = {"pixels": rows, "tokens": tokens}
     close(ours(batch).loss / ours.count(batch), there.loss)
 
@@ -408,6 +410,11 @@ def test_the_tokenizer_of_an_exported_clip_ends_captions_where_they_are_read(boo
     assert opened(["a", "a picture"], padding=True)["input_ids"] == [[3, EOS, 0], [3, 4, EOS]]
     kept = json.loads((tmp_path / "model" / "encoding" / "tokenizer.json").read_text())
     assert kept["post_processor"] is None
+
+
+def test_captions_of_our_own_tokenizers_end_with_an_id_that_clip_reads() -> None:
+    assert sorted(image_text.SPECIAL) == sorted(text.SPECIAL)
+    assert image_text.SPECIAL.index("</s>") != 2
 
 
 def test_a_processor_that_makes_other_pixels_is_refused(book: Path, tmp_path: Path) -> None:
