@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -19,8 +20,7 @@ class PretextModel(PythonModel):
         options = context.model_config or {}
         self._served = Served(Path(context.artifacts[MODEL_FOLDER]), options["feature"], options["every"])
 
-    # MLflow would read annotations here as the model's signature.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Features float32 `[rows, width]` of a frame with the columns of the signature, or a list of texts."""
         given = params or {}
         rows = model_input.to_dict("records")

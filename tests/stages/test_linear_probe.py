@@ -191,7 +191,7 @@ def test_results_go_into_the_run_of_the_training(
     for name in ("probe.labels_5", "probe.random_init.accuracy", "probe.knn.accuracy", "probe.gain.raw_input"):
         assert name in run.data.metrics
     files = {Path(file.path).name for file in client.list_artifacts(made.run_id, probe_tracking.FOLDER)}
-    assert files == {"report.json", "report.md", "label_efficiency.png", "confusion.png"}
+    assert files >= {"report.json", "report.md", "label_efficiency.png", "confusion.png"}
     assert probe_tracking.log("tiny", found, 1.0, elsewhere, store) == made  # the same run again, not a second one
     elsewhere.write_text(json.dumps({"run_id": made.run_id}))
     assert probe_tracking.log("tiny", found, 1.0, elsewhere, store) == made
