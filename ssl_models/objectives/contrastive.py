@@ -21,7 +21,7 @@ from ssl_models.augment import Augmentation
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.vision import vision_encoder
+from ssl_models.vision import Encoded, vision_encoder
 
 _FIRST, _SECOND = 0, 2
 """Streams of `keyed`; a view uses two."""
@@ -79,8 +79,9 @@ class Contrastive(Objective):
         return Outcome(loss * count, {"view_accuracy": (found.float(), count / 2)})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """The encoder's, before the projector."""
-        return self.encoder.features(rows["pixels"])
+        """The encoder's output before the projector: what the loss shapes, and what the paper probes."""
+        encoded: Encoded = self.encoder(rows["pixels"])
+        return encoded.named()
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
