@@ -10,7 +10,6 @@ every operation. Parameters follow SimCLR (Chen et al. 2020, arXiv 2002.05709).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -109,11 +108,15 @@ def _draw_crop(
     attempts that fits into the picture."""
     u = keyed.uniform(key, 2 * _ATTEMPTS + 2, stream)
     low, high = options.crop
-    area = (low + (high - low) * u[:, :_ATTEMPTS]) * height * width
-    narrow, wide = log(options.aspect[0]), log(options.aspect[1])
-    aspect = torch.exp(narrow + (wide - narrow) * u[:, _ATTEMPTS : 2 * _ATTEMPTS])
-    widths = torch.round(torch.sqrt(area * aspect)).clamp(min=1)
-    heights = torch.round(torch.sqrt(area / aspect)).clamp(min=1)
+    # In float64, as a last bit may depend on a sample's place in the batch. Powers and integers, as torch splits
+    # exp, sqrt and round of even a few numbers over the threads of a CPU, which costs more than it gains.
+    tried = u[:, : 2 * _ATTEMPTS].double()
+    area = (low + (high - low) * tried[:, :_ATTEMPTS]) * height * width
+    side = area ** torch.full_like(area, 0.5)
+    narrow, wide = options.aspect
+    root = narrow**0.5 * (wide / narrow) ** (tried[:, _ATTEMPTS:] / 2)
+    widths = (side * root + 0.5).long().clamp(min=1).float()
+    heights = (side / root + 0.5).long().clamp(min=1).float()
     fits = (widths <= width) & (heights <= height)
     first = fits.float().argmax(dim=1, keepdim=True)
     crop_height = heights.gather(1, first)[:, 0].clamp(max=height)
