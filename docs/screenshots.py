@@ -31,6 +31,8 @@ SIZE = {"width": 1400, "height": 900}
 COLOURS = 128
 """A palette keeps the files small."""
 PATIENCE_SECONDS = 120.0
+PAGE_MILLISECONDS = 150_000
+"""For a page to show what it is about, on a busy machine."""
 SETTLE_MILLISECONDS = 2500
 """For charts and graphs to be drawn once the network is quiet."""
 PREFECT_PORT, MLFLOW_PORT = 4291, 5091
@@ -77,8 +79,8 @@ def post(address: str, body: dict[str, Any]) -> Any:
 
 def shoot(page: Page, address: str, name: str, shows: str, folder: Path) -> Path:
     """A picture of the page at `address`, once it shows the text `shows`."""
-    page.goto(address, wait_until="load", timeout=60_000)
-    page.wait_for_function("text => document.body.innerText.includes(text)", arg=shows, timeout=60_000)
+    page.goto(address, wait_until="load", timeout=PAGE_MILLISECONDS)
+    page.wait_for_function("text => document.body.innerText.includes(text)", arg=shows, timeout=PAGE_MILLISECONDS)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
     more = page.get_by_text("Show more", exact=True)
     if more.count():
@@ -106,8 +108,8 @@ def prefect_pages(page: Page, api: str, folder: Path) -> None:
 
 def _as_trainer(page: Page, base: str) -> None:
     """MLflow opens on its pages for language model applications, with an assistant beside them: choose ours."""
-    page.goto(base, wait_until="load", timeout=60_000)
-    page.get_by_text("Model training", exact=True).first.click(timeout=60_000)
+    page.goto(base, wait_until="load", timeout=PAGE_MILLISECONDS)
+    page.get_by_text("Model training", exact=True).first.click(timeout=PAGE_MILLISECONDS)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
     assistant = page.get_by_text("MLflow Assistant")
     if assistant.count():

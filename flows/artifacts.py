@@ -30,19 +30,27 @@ from flows.links import mlflow_run_page
 PROGRESS_SECONDS = 5.0
 """Between updates of a stage's progress; a stage that is over before has none."""
 COLUMNS = {
-    "linear-probe": (
-        "pretrained.accuracy",
-        "pretrained.low",
-        "pretrained.high",
-        "random_init.accuracy",
-        "raw_input.accuracy",
-        "shuffled_labels.accuracy",
-        "majority.accuracy",
-    ),
-    "pretrain": ("validation_loss", "loss", "bits_per_byte", "samples_per_second", "seconds"),
+    "linear-probe": {
+        "pretrained.accuracy": "accuracy",
+        "pretrained.low": "low",
+        "pretrained.high": "high",
+        "random_init.accuracy": "random init",
+        "raw_input.accuracy": "raw input",
+        "shuffled_labels.accuracy": "shuffled labels",
+        "majority.accuracy": "majority",
+    },
+    "pretrain": {
+        "validation_loss": "validation loss",
+        "loss": "loss",
+        "bits_per_byte": "bits per byte",
+        "samples_per_second": "samples a second",
+        "seconds": "seconds",
+    },
 }
-"""Metrics shown of a kind of stage; of any other kind, those of DATA_COLUMNS."""
-DATA_COLUMNS = ("rows_in", "rows_out", "rejects", "duplicates", "bytes_in", "seconds")
+"""Metrics shown of a kind of stage, with their headings; of any other kind, those of DATA_COLUMNS."""
+DATA_COLUMNS = {
+    name: name.replace("_", " ") for name in ("rows_in", "rows_out", "rejects", "duplicates", "bytes_in", "seconds")
+}
 
 Numbers = dict[str, float]
 
@@ -140,11 +148,12 @@ def metrics_markdown(nodes: Sequence[Node]) -> str:
 
 
 def _table(kind: str, rows: Sequence[tuple[Node, Numbers, Numbers]]) -> str:
-    known = [name for name in COLUMNS.get(kind, DATA_COLUMNS) if any(name in now for _, now, _ in rows)]
+    columns = COLUMNS.get(kind, DATA_COLUMNS)
+    known = [name for name in columns if any(name in now for _, now, _ in rows)]
     if not known:
         return ""
     linked = kind in COLUMNS
-    lines = [[kind, *known, *(["MLflow"] if linked else [])]]
+    lines = [[kind, *(columns[name] for name in known), *(["MLflow"] if linked else [])]]
     lines.append(["---"] + ["---:"] * len(known) + (["---"] if linked else []))
     for node, now, before in rows:
         cells = [_cell(now.get(name), before.get(name)) for name in known]

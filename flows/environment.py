@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 HOME = Path(".prefect")
 WEBHOOK = "PRETEXT_WEBHOOK"
 _SERVER = "server"
+EPHEMERAL_PATIENCE = "120"
+"""Seconds for the server that a flow brings along: a busy machine, or new tables in a far database, take a while."""
 
 
 def prepare() -> None:
@@ -26,6 +28,7 @@ def prepare() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", EPHEMERAL_PATIENCE)
     own = "PREFECT_API_URL" in os.environ or (Path.home() / HOME / "profiles.toml").exists()
     if not own:
         os.environ.setdefault("PREFECT_HOME", str(HOME.absolute()))

@@ -46,6 +46,9 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+RUN_HERE = [page for page in PAGES if blocks(page) and page.name not in ELSEWHERE]
+
+
 def script(block: str, port: int) -> str:
     """A block as it is run here: ports that are free, and servers that come to an end."""
     lines = []
@@ -66,7 +69,7 @@ def tiny_params() -> dict[str, object]:
         "modality": "text",
         "ingest": ingest,
         "dedup": {},
-        "tokenize": {"algorithm": "bpe", "vocabulary": 300},
+        "tokenize": {"algorithm": "bpe", "vocabulary": 400},
         "shard": {"sequence": 16, "validation": 0.1, "probe": 0.5},
     }
     model = {
@@ -102,7 +105,8 @@ def copy_of_this_project(root: Path) -> dict[str, str]:
     (root / "compute.yaml").write_text("workers: 1\nlauncher: local\n")
     (root / "serve.py").write_text(SERVE)
     (root / ".venv").mkdir()
-    (root / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (root / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (root / ".venv/installed").touch()
     environment = clean_environment(root.parent / "home")
     for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "a project"]):
@@ -114,7 +118,11 @@ def copy_of_this_project(root: Path) -> dict[str, str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     root = tmp_path_factory.mktemp("docs") / "project"
     root.mkdir()
-    return root, copy_of_this_project(root)
+    environment = copy_of_this_project(root)
+    command = [sys.executable, "-m", "dvc", "repro", "linear-probe@gpt"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, environment
 
 
 @pytest.fixture
@@ -124,7 +132,7 @@ def no_leftovers(project: tuple[Path, dict[str, str]]) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("no_leftovers")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page) and page.name not in ELSEWHERE], ids=lambda p: p.name
@@ -143,7 +151,7 @@ def test_the_commands_of_a_page_work(page: Path, project: tuple[Path, dict[str, 
             start_new_session=True,
         )
         try:
-            said, _ = shell.communicate(timeout=280)
+            said, _ = shell.communicate(timeout=580)
         finally:
             if shell.poll() is None:
                 os.killpg(shell.pid, signal.SIGKILL)

@@ -104,7 +104,7 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *program: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *program: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a Python module of the project."""
         return subprocess.run(
             [sys.executable, "-m", *program],

@@ -17,7 +17,7 @@ import pytest
 
 from tests.flows.conftest import Project, api, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tests.flows.conftest import Project, answers, api, end, free_port, make_project, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SOON = """
 name: pretext

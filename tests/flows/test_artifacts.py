@@ -1,0 +1,97 @@
+"""What a run shows: numbers with their change against the last commit, links, curves, progress."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from flows import artifacts
+from flows.artifacts import Outcome
+from flows.graph import Node
+from flows.links import mlflow_address, ranked_runs
+from tests.flows.conftest import Project
+
+
+@pytest.fixture
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(project.root)
+    return project
+
+
+def test_metrics_are_shown_with_their_change_since_the_last_commit(inside: Project) -> None:
+    path = Path("data/pretrain/a/metrics.json")
+    path.parent.mkdir(parents=True)
+    node = Node("pretrain@a", records=(str(path),))
+    path.write_text(json.dumps({"validation_loss": 2.0, "seconds": 5.5}))
+    inside.git("add", "-f", str(path))
+    inside.git("commit", "-qm", "before")
+    path.write_text(json.dumps({"validation_loss": 1.75, "seconds": 5.5}))
+    (path.parent / "run.json").write_text(
+        json.dumps({"run_id": "r", "experiment_id": "7", "tracking_uri": "sqlite:///x"})
+    )
+    shown = artifacts.metrics_markdown([node])
+    assert "| a | 1.75 (-0.25) | 5.5 | [run](http://127.0.0.1:5000/#/experiments/7/runs/r) |" in shown
+
+
+def test_a_stage_without_metrics_or_git_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert artifacts.metrics_markdown([Node("pretrain@a", records=("missing/metrics.json",)), Node("shard@c")]) == ""
+
+
+def test_the_stage_table_says_what_did_not_run_and_why_the_rest_did() -> None:
+    nodes = [Node("a", reasons=("changed deps: x (modified)",)), Node("b")]
+    rows = artifacts.stage_rows(nodes, {"a": Outcome("Completed", 1.25)})
+    assert rows[0] == {
+        "stage": "a",
+        "result": "Completed",
+        "seconds": "1.2",
+        "why it ran": "changed deps: x (modified)",
+    }
+    assert rows[1]["result"] == "Not run"
+
+
+def test_the_loss_curve_is_a_small_picture(tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    lines = [f"{step},{1 + math.exp(-step / 100)},{1.1 if step % 100 == 0 else ''}" for step in range(1, 1000)]
+    path.write_text("step,loss,validation_loss\n" + "\n".join(lines))
+    picture = artifacts.loss_curve(path, "a")
+    assert picture is not None and picture.startswith("data:image/png;base64,")
+    content = base64.b64decode(picture.partition(",")[2])
+    assert content.startswith(b"\x89PNG") and len(content) < 40_000
+
+
+@pytest.mark.parametrize("text", [None, "", "step,loss\n", "step,loss\n1,nonsense\n", "other\n1\n"])
+def test_a_curve_that_cannot_be_drawn_is_left_out(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "loss.csv"
+    if text is not None:
+        path.write_text(text)
+    assert artifacts.loss_curve(path, "a") is None
+
+
+def test_progress_follows_a_long_stages_own_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(artifacts.StageProgress, "_show", lambda self, percent: seen.append(percent))
+    now = [0.0]
+    progress = artifacts.StageProgress("pretrain@a", lambda: now[0])
+    for second, line in enumerate(["a: step 1/200", "no number", "a: step 100/200, loss 3", "a: step 5/0", "12/10"]):
+        now[0] = second * 3.0
+        progress.line(line)
+    assert seen == [50.0, 100.0]
+
+
+@pytest.mark.parametrize(("name", "key"), [("GPT_2 large", "gpt-2-large"), ("mae", "mae")])
+def test_keys_are_what_prefect_allows(name: str, key: str) -> None:
+    assert artifacts.slug(name) == key
+
+
+def test_links_lead_to_the_server_that_has_the_run() -> None:
+    run = {"run_id": "r", "experiment_id": "7", "tracking_uri": "https://mlflow.example/"}
+    assert mlflow_address(run) == "https://mlflow.example/#/experiments/7/runs/r"
+    assert (
+        mlflow_address({**run, "run_id": None}) is None and mlflow_address({}) is None and mlflow_address(None) is None
+    )
+    assert "orderByKey=metrics.%60probe.accuracy%60&orderByAsc=false" in ranked_runs("http://x", "7")
