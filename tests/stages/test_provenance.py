@@ -1,0 +1,65 @@
+"""Where a run came from: its changes beside the commit, its project, and no environment."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stages import params, provenance
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "project"
+    (root / "stages").mkdir(parents=True)
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    params.load_compute.cache_clear()
+    (root / "params.yaml").write_text("models: {}\n")
+    (root / "compute.yaml").write_text("launcher: local\n")
+    who = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], check=True)
+    return root
+
+
+def test_a_clean_tree_needs_no_patch(repository: Path) -> None:
+    found = provenance.tracking("c", "pretrain@m", ())
+    assert found.files == {} and "git apply" not in found.reproduce
+    assert found.tags["git.commit"] in found.reproduce and "dvc repro pretrain@m" in found.reproduce
+
+
+def test_what_the_commit_lacks_is_a_patch_that_restores_it(repository: Path, tmp_path: Path) -> None:
+    (repository / "params.yaml").write_text("models: {m: 1}\n")
+    (repository / "stages/new.py").write_text("x = 1\n")
+    (repository / "compute.yaml").write_text("tracking_uri: https://user:password@host\n")
+    params.load_compute.cache_clear()
+    found = provenance.tracking("c", "pretrain@m", ())
+    patch = found.files[provenance.PATCH]
+    assert "git apply changes.patch" in found.reproduce and "password" not in patch
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
+    subprocess.run(["git", "apply"], input=patch.encode(), cwd=clone, check=True)
+    for name in ("params.yaml", "stages/new.py"):
+        assert (clone / name).read_text() == (repository / name).read_text()
+
+
+def test_a_dvc_experiment_keeps_its_runs_in_the_project(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = repository / ".dvc/tmp/exps/tmpabc"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_EXP_NAME", "sweep-1")
+    found = provenance.tracking("c", "pretrain@m", ())
+    assert found.uri == f"sqlite:///{repository}/.mlflow/mlflow.db"
+    assert found.artifacts == f"{repository.as_uri()}/.mlflow/artifacts"
+    assert found.tags["dvc.experiment"] == "sweep-1"
+
+
+def test_nothing_of_the_environment_is_in_what_a_run_is_told(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell-8f2c")
+    monkeypatch.setenv(provenance.FLOW_RUN_URL, "http://127.0.0.1:4200/runs/flow-run/1")
+    found = provenance.tracking("c", "pretrain@m", ())
+    assert "do-not-tell" not in found.model_dump_json()
+    assert found.tags["prefect.flow_run"] == "http://127.0.0.1:4200/runs/flow-run/1"
