@@ -1,11 +1,12 @@
-"""Views a second of `ssl_models.augment` against the same pipeline written with PIL, picture by picture.
+"""Views a second of `ssl_models.augment` against lightly's SimCLR transform and the same pipeline written with PIL.
 
-    python -m benchmarks.augment [--peer PYTHON] [--seconds 3] [--rounds 5]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.augment [--peer PYTHON] [--seconds 1.5] [--rounds 3]
 
-Both pipelines take uint8 pictures in memory to a float batch, with the same probabilities and strengths, on all cores:
-ours as one batch with torch's threads, PIL's with one process per core. They run in turns within one run; the ratio
-is of medians. `--peer` names the Python of an environment with torchvision, whose transforms (those of lightly's
-SimCLR example) then run in turn, too. Results go to benchmarks/results/augment.json with machine and date.
+All take the same uint8 photographs in memory to float batches, with the same probabilities and strengths, on all
+cores: ours as one batch on torch's threads, the others picture by picture in one single-threaded process per core,
+whose batches are never sent anywhere, which spares them a DataLoader's exchange. They run in turns within one run;
+ratios are of medians. `--peer` names the Python of an environment made by `pip install torch==2.13.0 lightly`. Results
+go to benchmarks/results/augment.json with machine and date.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import datetime
 import json
 import multiprocessing
 import os
-import platform
 import random
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,35 +27,57 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from sklearn.datasets import load_sample_images
 
 from ssl_models import augment, keyed
 
 RESULTS = Path(__file__).parent / "results" / "augment.json"
 SIZES = {32: 256, 96: 128, 224: 32}  # side of the pictures: batch
-TORCHVISION = """
-import sys, time, json, numpy as np, torch, multiprocessing
+TARGET = 5.0  # times the peer's views a second
+WITHOUT_OPERATORS = """
+import sys, types  # a CPU build of torch lacks torchvision's compiled operators, which no transform needs
+sys.modules["torchvision._meta_registrations"] = types.ModuleType("_meta_registrations")
+"""
+LIGHTLY = (
+    WITHOUT_OPERATORS
+    + """
+import multiprocessing, time, numpy, torch
 from PIL import Image
-from torchvision import transforms as T
-size, batch, workers = map(int, sys.argv[1:4])
-blur, seconds = map(float, sys.argv[4:6])
-transform = T.Compose([T.RandomResizedCrop(size, scale=(0.08, 1.0)), T.RandomHorizontalFlip(),
-    T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), T.RandomGrayscale(0.2),
-    T.RandomApply([T.GaussianBlur(max(3, size // 10 // 2 * 2 + 1), (0.1, 2.0))], blur), T.ToTensor()])
-def work(seed):
+from lightly.transforms.simclr_transform import SimCLRViewTransform
+def work(order):
+    (path, blur, seconds), seed = order
     torch.set_num_threads(1); torch.manual_seed(seed)
-    noise = np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(p) for p in noise]
+    pictures = [Image.fromarray(one) for one in numpy.load(path)]
+    view = SimCLRViewTransform(pictures[0].width, cj_strength=0.5, gaussian_blur=float(blur), normalize=None)
+    torch.stack([view(one) for one in pictures])
     start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        torch.stack([transform(p) for p in pictures]); count += batch
+    while time.perf_counter() - start < float(seconds):
+        torch.stack([view(one) for one in pictures]); count += len(pictures)
     return count / (time.perf_counter() - start)
 if __name__ == "__main__":
-    with multiprocessing.Pool(workers) as pool: print(sum(pool.map(work, range(workers))))
+    workers = int(sys.argv[1])
+    with multiprocessing.Pool(workers) as pool:
+        for line in sys.stdin:
+            orders = [(line.split(), seed) for seed in range(workers)]
+            print(sum(pool.map(work, orders, chunksize=1)), flush=True)
 """
+)
+
+
+def photographs(count: int, side: int) -> np.ndarray:
+    """Pictures uint8 `[count, side, side, 3]`: random square parts of scikit-learn's two photographs."""
+    sources = [Image.fromarray(one) for one in load_sample_images().images]
+    draw, found = random.Random(0), []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        part = draw.randint(min(side, source.height), source.height)
+        left, top = draw.randint(0, source.width - part), draw.randint(0, source.height - part)
+        found.append(source.resize((side, side), Image.Resampling.BILINEAR, (left, top, left + part, top + part)))
+    return np.stack([np.asarray(one) for one in found])
 
 
 def pil_view(picture: Image.Image, options: augment.Augmentation, draw: random.Random) -> np.ndarray:
-    """One view, operation by operation, as torchvision's transforms do on PIL pictures."""
+    """One view float32 `[3, height, width]`, operation by operation, as torchvision's transforms do on PIL pictures."""
     width, height = picture.size
     for _ in range(10):
         area = draw.uniform(*options.crop) * width * height
@@ -73,12 +96,19 @@ def pil_view(picture: Image.Image, options: augment.Augmentation, draw: random.R
         view = ImageEnhance.Color(view).enhance(draw.uniform(1 - options.saturation, 1 + options.saturation))
         hue, saturation, value = view.convert("HSV").split()
         turned = np.asarray(hue) + np.uint8(draw.uniform(-options.hue, options.hue) * 255 % 256)
-        view = Image.merge("HSV", (Image.fromarray(turned, "L"), saturation, value)).convert("RGB")
+        view = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
     if draw.random() < options.grey:
         view = view.convert("L").convert("RGB")
     if draw.random() < options.blur:
         view = view.filter(ImageFilter.GaussianBlur(draw.uniform(*options.sigma)))
     return np.asarray(view, dtype=np.float32).transpose(2, 0, 1) / 255
+
+
+def machine() -> str:
+    """The processor's name and the cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown processor'}, {len(os.sched_getaffinity(0))} cores"
 
 
 def timed(step: Callable[[], int], seconds: float) -> float:
@@ -90,67 +120,87 @@ def timed(step: Callable[[], int], seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def ours(size: int, batch: int, options: augment.Augmentation, seconds: float) -> float:
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8))
-    steps = iter(range(1_000_000))
+def ours(pictures: np.ndarray, options: augment.Augmentation, seconds: float) -> float:
+    pixels = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())
+    samples, steps = torch.arange(len(pixels)), iter(range(1_000_000_000))
 
     def step() -> int:
-        augment.views(options, pixels, keyed.keys(0, next(steps), torch.arange(batch)), stream=0)
-        return batch
+        augment.views(options, pixels, keyed.keys(0, next(steps), samples), stream=0)
+        return len(pixels)
 
     return timed(step, seconds)
 
 
-def pil_process(work: tuple[int, int, augment.Augmentation, float, int]) -> float:
-    size, batch, options, seconds, seed = work
+def pil(work: tuple[np.ndarray, augment.Augmentation, float, int]) -> float:
+    array, options, seconds, seed = work
     torch.set_num_threads(1)
-    pixels = np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    pictures, draw = [Image.fromarray(one) for one in pixels], random.Random(seed)
+    pictures, draw = [Image.fromarray(one) for one in array], random.Random(seed)
 
     def step() -> int:
         torch.from_numpy(np.stack([pil_view(picture, options, draw) for picture in pictures]))
-        return batch
+        return len(pictures)
 
     return timed(step, seconds)
+
+
+class Lightly:
+    """The peer's processes, which wait while others are timed."""
+
+    def __init__(self, peer: str, workers: int) -> None:
+        command = [peer, "-c", LIGHTLY, str(workers)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def rate(self, path: Path, blur: float, seconds: float) -> float:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None and stdout is not None
+        print(path, blur, seconds, file=stdin, flush=True)
+        return float(stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate(timeout=30)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", help="Python of an environment with torchvision")
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer", help="Python of an environment with lightly")
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    cores, seconds, table = len(os.sched_getaffinity(0)), arguments.seconds, []
     torch.set_num_threads(cores)
-    table = []
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        for blur in (0.0, 0.5):
-            for size, batch in SIZES.items():
+    peer = Lightly(arguments.peer, cores) if arguments.peer else None
+    with multiprocessing.get_context("spawn").Pool(cores) as pool, tempfile.TemporaryDirectory() as folder:
+        for size, batch in SIZES.items():
+            pictures, path = photographs(batch, size), Path(folder) / f"{size}.npy"
+            np.save(path, pictures)
+            for blur in (0.0, 0.5):
                 options = augment.Augmentation(blur=blur)
                 rates: dict[str, list[float]] = {"ours": [], "pil": []}
                 for _ in range(arguments.rounds):
-                    rates["ours"].append(ours(size, batch, options, arguments.seconds))
-                    work = [(size, batch, options, arguments.seconds, seed) for seed in range(cores)]
-                    rates["pil"].append(sum(pool.map(pil_process, work)))
-                    if arguments.peer:
-                        values = [size, batch, cores, blur, arguments.seconds]
-                        command = [arguments.peer, "-c", TORCHVISION, *map(str, values)]
-                        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-                        rates.setdefault("torchvision", []).append(float(done.stdout))
+                    rates["ours"].append(ours(pictures, options, seconds))
+                    work = [(pictures, options, seconds, seed) for seed in range(cores)]
+                    rates["pil"].append(sum(pool.map(pil, work, chunksize=1)))
+                    if peer:
+                        rates.setdefault("lightly", []).append(peer.rate(path, blur, seconds))
                 row = {name: round(statistics.median(values)) for name, values in rates.items()}
                 ratios = {f"ratio_to_{name}": round(row["ours"] / row[name], 2) for name in row if name != "ours"}
-                table.append({"size": size, "batch": batch, "blur": blur, **row, **ratios})
+                met = min(ratios.values()) >= TARGET
+                table.append({"size": size, "batch": batch, "blur": blur, **row, **ratios, "at_least_5x": met})
                 print(json.dumps(table[-1]), flush=True)
-    machine = f"{platform.processor() or platform.machine()}, {cores} cores"
+    if peer:
+        peer.close()
     result = {
-        "machine": machine,
+        "machine": machine(),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "unit": "views a second",
+        "parallel": f"ours: {cores} threads; the others: {cores} processes",
+        "rounds": arguments.rounds,
+        "seconds": seconds,
         "rows": table,
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
