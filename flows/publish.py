@@ -55,11 +55,8 @@ def check_branch(branch: str) -> None:
 
 def check_remote() -> None:
     """PublishError without a default DVC remote."""
-    asked = subprocess.run(["git", "config", "--file", ".dvc/config", "core.remote"], capture_output=True, check=False)
-    local = subprocess.run(
-        ["git", "config", "--file", ".dvc/config.local", "core.remote"], capture_output=True, check=False
-    )
-    if asked.returncode and local.returncode:
+    asked = subprocess.run([sys.executable, "-m", "dvc", "config", "core.remote"], capture_output=True, check=False)
+    if asked.returncode or not asked.stdout.strip():
         raise PublishError("push: DVC has no default remote; add one: dvc remote add --default NAME URL")
 
 

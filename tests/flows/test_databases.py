@@ -63,12 +63,14 @@ def test_prefect_and_mlflow_keep_their_runs_in_postgresql(project: Project, tmp_
     assert holding(project.root, PASSWORD) == []
 
 
-def test_a_clone_pulls_from_s3_what_another_pushed_and_trains_nothing(project: Project, tmp_path: Path) -> None:
+def test_a_clone_pulls_from_s3_what_another_pushed_and_trains_nothing(
+    project: Project, tmp_path: Path, server: str
+) -> None:
     secrets = {"AWS_ACCESS_KEY_ID": "AKIA0123456789PRETEXT", "AWS_SECRET_ACCESS_KEY": "do-not-tell-8f2c"}
     with s3(tmp_path, "my-bucket") as address:
         environment = {**secrets, "AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
         project.environment |= environment
-        refused = project.flow("--push")
+        refused = project.flow("--push", PREFECT_API_URL=server)
         assert refused.returncode == 1 and "no default remote" in refused.stdout
         assert project.times() == {}
         add = project.run("dvc", "remote", "add", "--default", "storage", "s3://my-bucket/pretext")
@@ -86,7 +88,7 @@ def test_a_clone_pulls_from_s3_what_another_pushed_and_trains_nothing(project: P
         assert pulled.returncode == 0, pulled.stderr
         probed = clone.run("dvc", "repro", "linear-probe@m")
         assert probed.returncode == 0 and clone.times() == {}, probed.stdout
-        forced = clone.flow("linear-probe@m", "--force")
+        forced = clone.flow("linear-probe@m", "--force", PREFECT_API_URL=server)
         assert forced.returncode == 0 and set(clone.times()) == {"linear-probe@m"}
     for secret in secrets.values():
         assert secret not in done.stdout + done.stderr
