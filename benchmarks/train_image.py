@@ -7,8 +7,8 @@ pictures in memory to updated weights, on all cores. Ours is the path of `ssl_mo
 `gradient.py`, clipping, AdamW, deterministic algorithms. The others are a DataLoader with one worker process per core,
 two passes of the encoder and SGD; `pil` is written here on our network, `lightly` (with `--peer`, the Python of an
 environment made by `pip install torch==2.13.0 lightly`) takes transform, loss and projector from lightly and the
-network from torchvision. Each is a process that waits while the others have their turn; ratios are of medians. Results go to
-benchmarks/results/train_image.json with machine and date.
+network from torchvision. Each is a process that waits while the others have their turn; ratios are of medians. Results
+go to benchmarks/results/train_image.json with machine and date.
 """
 
 from __future__ import annotations
