@@ -89,6 +89,8 @@ class Point:
     accuracy: float
     low: float
     high: float
+    draws: tuple[float, ...] = ()
+    """The accuracy of each draw; all encoders see the same draws. Empty where every label is used."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +190,15 @@ def shots(labels: Labels, count: int, draw: int, seed: int) -> Labels:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Student's 95 % interval of the mean of two or more draws, within [0, 1]."""
+    mean, half = float(np.mean(values)), half_width(values)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def half_width(values: list[float]) -> float:
+    """Half of Student's 95 % interval of the mean of two or more draws."""
     freedom = len(values) - 1
     quantile = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
-    half = quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    mean = float(np.mean(values))
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
 def choose(
@@ -244,7 +250,7 @@ def _curve(matrix: Matrix, task: Task, config: Probe, device: torch.device) -> l
             rows = shots(labels, count, draw, config.seed)
             classifier = fit(train[rows], labels[rows], FEW_SHOT_STRENGTH, device=device)
             reached.append(float(np.mean(classifier.predict(test) == task.tested)))
-        points.append(Point(count, float(np.mean(reached)), *interval(reached)))
+        points.append(Point(count, float(np.mean(reached)), *interval(reached), tuple(reached)))
     return points
 
 
@@ -339,6 +345,20 @@ def _neighbours(matrix: Matrix, task: Task, neighbours: int, device: torch.devic
     bank, queries = (torch.from_numpy(matrix[part]).to(device) for part in (~task.test, task.test))
     predicted = knn_predict(bank, torch.from_numpy(task.trained).to(device), queries, neighbours)
     return float(np.mean(predicted.cpu().numpy() == task.tested))
+
+
+def few_shot_gains(report: Report, other: str) -> list[Point]:
+    """How far the pre-trained encoder leads `other` at each number of labels but all: mean and 95 % interval of the
+    difference, paired over the draws."""
+    pretrained, rival = report.scores["pretrained"], report.scores[other]
+    if pretrained is None or rival is None:
+        return []
+    gains = []
+    for mine, others in zip(pretrained.curve[:-1], rival.curve[:-1], strict=True):
+        differences = [ours - theirs for ours, theirs in zip(mine.draws, others.draws, strict=True)]
+        mean, half = float(np.mean(differences)), half_width(differences)
+        gains.append(Point(mine.labels, mean, mean - half, mean + half))
+    return gains
 
 
 def _gain(pretrained: Score | None, other: Score | None, task: Task) -> Gain | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_models.probe import Report, Score, Share
+from ssl_models.probe import Report, Score, Share, few_shot_gains
 
 CURVE_COLUMNS = ("labels", "encoder", "accuracy", "low", "high")
 CONFUSION_COLUMNS = ("actual", "predicted")
@@ -34,6 +34,9 @@ def metrics(report: Report | None, seconds: float) -> Json:
     for other, gain in report.gains.items():
         gains[other] = _rounded(gain.mean if gain else None)
         gains[f"{other}_low"] = _rounded(gain.low if gain else None)
+    for point in few_shot_gains(report, "random_init"):
+        gains[f"random_init_labels_{point.labels}"] = _rounded(point.accuracy)
+        gains[f"random_init_labels_{point.labels}_low"] = _rounded(point.low)
     pretrained = report.scores["pretrained"]
     return {
         **{name: _score(score, named) for name, score in report.scores.items()},
@@ -125,11 +128,17 @@ def _cells(report: Report) -> tuple[list[str], list[list[str]]]:
 
 def verdicts(report: Report) -> list[str]:
     """One line for each comparison on the same test rows."""
-    return [
+    lines = [
         f"pretrained - {name}: {gain.mean:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}, p {_p(gain.p)})"
         for name, gain in report.gains.items()
         if gain
     ]
+    lines += [
+        f"pretrained - random_init, {point.labels} a class: {point.accuracy:+.3f} "
+        f"(95 % interval over the draws {point.low:+.3f} to {point.high:+.3f})"
+        for point in few_shot_gains(report, "random_init")
+    ]
+    return lines
 
 
 def _p(value: float) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ssl_models import report as reports
-from ssl_models.probe import Point, Report, Score, Share, Task
+from ssl_models.probe import Point, Report, Score, Share, Task, few_shot_gains
 from ssl_models.statistics import Gain
 
 TASK = Task(np.arange(6), np.array([0, 1, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1, 1], bool), ("cat", "dog"))
-CURVE = (Point(1, 0.51234, 0.4, 0.6), Point(5, 0.6, 0.5, 0.7), Point(2, 2 / 3, 0.2, 0.94))
+CURVE = (Point(1, 0.51234, 0.4, 0.6, (0.5, 0.6)), Point(5, 0.6, 0.5, 0.7, (0.6, 0.6)), Point(2, 2 / 3, 0.2, 0.94))
 
 
 def score(feature: str = "mean") -> Score:
@@ -36,7 +36,10 @@ def test_metrics_have_the_one_shape() -> None:
         "majority": {"accuracy": 0.6},
         "shuffled_labels": {"accuracy": 0.5},
         "knn": {"accuracy": 0.5},
-        "gain": {"random_init": 0.1235, "random_init_low": 0.05, "raw_input": 0.1235, "raw_input_low": 0.05},
+        "gain": {
+            **{"random_init": 0.1235, "random_init_low": 0.05, "raw_input": 0.1235, "raw_input_low": 0.05},
+            **{f"random_init_labels_{labels}{low}": 0.0 for labels in (1, 5) for low in ("", "_low")},
+        },
         "feature": "mean",
         "labels": 6,
         "classes": 2,
@@ -108,3 +111,12 @@ def test_the_map_has_every_point_in_the_colour_of_its_label() -> None:
     clouds = {cloud.get_label(): len(cloud.get_offsets()) for cloud in figure.axes[0].collections}
     assert clouds == {"cat": 1, "dog": 2}
     assert reports.plane_figure(report(None)) is None
+
+
+def test_few_labels_are_compared_draw_by_draw() -> None:
+    ahead = replace(score(), curve=(Point(5, 0.7, 0.5, 0.9, (0.6, 0.7, 0.8)), CURVE[-1]))
+    behind = replace(score(), curve=(Point(5, 0.6, 0.4, 0.8, (0.5, 0.6, 0.7)), CURVE[-1]))
+    both = replace(report(ahead), scores={"pretrained": ahead, "random_init": behind, "raw_input": None})
+    (gain,) = few_shot_gains(both, "random_init")
+    assert (gain.labels, round(gain.accuracy, 9), round(gain.low, 9)) == (5, 0.1, 0.1)
+    assert few_shot_gains(both, "raw_input") == []
