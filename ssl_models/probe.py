@@ -198,7 +198,7 @@ def half_width(values: list[float]) -> float:
     """Half of Student's 95 % interval of the mean of two or more draws."""
     freedom = len(values) - 1
     quantile = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
-    return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return quantile * float(np.std(values, ddof=1)) / float(np.sqrt(len(values)))
 
 
 def choose(

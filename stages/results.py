@@ -1,4 +1,6 @@
-"""One table of every probed model, out of `dvc metrics show --json`: what `make run` ends with.
+"""One table of every probed model: what `make run` ends with.
+
+It reads what DVC shows, so that it also draws the table of another revision:
 
     dvc metrics show --json data/linear-probe/*/metrics.json | python -m stages.results
 """

@@ -1,4 +1,4 @@
-"""Gradients of one global batch, by this process alone or by one of several: run as `python -m` with RANK and WORLD_SIZE."""
+"""Gradients of one global batch, by this process alone or as one of several: `python -m`, RANK and WORLD_SIZE."""
 
 import sys
 from pathlib import Path
