@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
+from ssl_models.lifetime import die_with_parent
+
 ROOT = Path(__file__).parents[2]
 WORK = """
 import json, os, pathlib, sys, time
@@ -221,6 +223,7 @@ def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[str]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=die_with_parent_gently,
             cwd=folder,
         )
         try:
@@ -228,6 +231,11 @@ def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[str]:
             yield address
         finally:
             end(process)
+
+
+def die_with_parent_gently() -> None:
+    """In a server's process: end in order where the tests are killed before they can end it."""
+    die_with_parent(signal.SIGTERM)
 
 
 def answers(address: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import answers, end, free_port, wait_for
+from tests.flows.conftest import answers, die_with_parent_gently, end, free_port, wait_for
 
 PASSWORD = "pg-secret-1b7e"
 
@@ -65,6 +65,7 @@ def postgres(log_file: Path, databases: list[str]) -> Iterator[Postgres]:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=die_with_parent_gently,
         )
         try:
             _create(port, databases)
@@ -105,6 +106,7 @@ def s3(folder: Path, bucket: str) -> Iterator[str]:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=die_with_parent_gently,
         )
         try:
             wait_for(lambda: answers(f"{address}/moto-api/"), 60, "the S3 server answers")

@@ -28,7 +28,19 @@ def table(shown: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_a_model_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     header, row = table({"gpt": PROBED}, monkeypatch, capsys)
     assert header.split()[:2] == ["model", "pretrained"]
-    assert row.split() == "gpt 0.549 0.523-0.575 0.478 +0.070* 0.780 0.440 0.158 0.200 0.290 0.487".split()
+    assert row.split() == [
+        "gpt",
+        "0.549",
+        "0.523-0.575",
+        "0.478",
+        "+0.070*",
+        "0.780",
+        "0.440",
+        "0.158",
+        "0.200",
+        "0.290",
+        "0.487",
+    ]
 
 
 def test_a_gain_within_its_interval_has_no_star(
