@@ -170,21 +170,3 @@ def test_make_targets_that_pages_name_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"`?\bmake ([a-z]+)`?", "\n".join(blocks(page))):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.usefixtures("no_leftovers")
-def test_screenshots_show_the_real_pages_of_a_run(project: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
-        if os.environ.get("PRETEXT_NO_SKIPS"):
-            pytest.fail("chromium is not installed")
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    root, environment = project
-    for module in (["flows.run", "linear-probe@gpt"], ["docs.screenshots", str(tmp_path)]):
-        command = [sys.executable, "-m", *module]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stdout + done.stderr
-    pictures = {path.stem: path.stat().st_size for path in tmp_path.glob("*.png")}
-    assert set(pictures) == {"mlflow-runs", "mlflow-run", "mlflow-pictures", "prefect-flow-run", "prefect-metrics"}
-    assert all(10_000 < size < 200_000 for size in pictures.values()), pictures
