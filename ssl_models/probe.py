@@ -1,8 +1,9 @@
 """The linear probe: what a linear classifier gains from frozen features, beside every baseline that could explain it.
 
 The protocol is the same for every model. Features are standardised on the training part. The feature (layer, pooling)
-and the strength C are chosen on a stratified slice of the training part: first the feature at the middle strength, then
-the strength of that feature. The classifier is refitted on the whole training part, and the test part is read once.
+and the strength C are chosen on a stratified slice of the training part, of whole groups (files, videos, clusters of
+near-duplicates) as the test part is: first the feature at the middle strength, then the strength of that feature. The
+classifier is refitted on the whole training part, and the test part is read once.
 
 On the label-efficiency curve there are too few labels to tune anything, so nothing is: the feature is the one chosen
 above and C is FEW_SHOT_STRENGTH for every encoder, draw and number of labels. All encoders see the same draws.
@@ -42,15 +43,17 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled rows: their numbers in the probe split, `labels` (indices into `names`), and which are the test part."""
+    """Labelled rows: their numbers in the probe split, `labels` (indices into `names`), which are the test part, and
+    the number of the group that each belongs to."""
 
     rows: Labels
     labels: Labels
     test: Mask
+    groups: Labels
     names: tuple[str, ...]
 
     @classmethod
-    def choose(cls, labels: Labels, test: Mask, names: tuple[str, ...], limit: int, seed: int) -> Task:
+    def choose(cls, labels: Labels, test: Mask, groups: Labels, names: tuple[str, ...], limit: int, seed: int) -> Task:
         """The labelled rows (label >= 0), or a random `limit` of them with the same share of test rows."""
         rows = np.flatnonzero(labels >= 0)
         if len(rows) > limit:
@@ -58,7 +61,7 @@ class Task:
             parts = ((rows[test[rows]], wanted), (rows[~test[rows]], limit - wanted))
             drawn = [np.random.default_rng((seed, _ROW_STREAM)).permutation(part)[:most] for part, most in parts]
             rows = np.sort(np.concatenate(drawn))
-        return cls(rows, labels[rows].astype(np.int64), test[rows].astype(bool), names)
+        return cls(rows, labels[rows].astype(np.int64), test[rows].astype(bool), groups[rows], names)
 
     @property
     def trained(self) -> Labels:
@@ -170,13 +173,20 @@ def _tf_idf(counts: csr_array, train: Mask) -> csr_array:
     return csr_array(diags_array(length.astype(np.float32)) @ weighted, dtype=np.float32)
 
 
-def stratified(labels: Labels, share: float, seed: int) -> Mask:
-    """A random `share` of the rows of each class, `[rows]`; at least one row of each class stays outside."""
-    generator = np.random.default_rng((seed, _SLICE_STREAM))
+def stratified(labels: Labels, groups: Labels, share: float, seed: int) -> Mask:
+    """Random whole groups that hold about `share` of the rows of each class, `[rows]`. A class's first group may be up
+    to half of its rows, so at least half of them stay outside; a class of one group stays outside whole."""
+    names, classes, totals = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    held = np.zeros(len(names), np.int64)
     chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        chosen[rows[: min(round(share * len(rows)), len(rows) - 1)]] = True
+    for turn in np.random.default_rng((seed, _SLICE_STREAM)).permutation(len(members)):
+        found, rows = np.unique(classes[members[turn]], return_counts=True)
+        first = (held[found] == 0) & (2 * rows <= totals[found])
+        if (first | (held[found] + rows / 2 <= share * totals[found])).all():
+            chosen[members[turn]] = True
+            held[found] += rows
     return chosen
 
 
@@ -207,10 +217,10 @@ def choose(
     """(feature, its standardised matrix of all rows, strength, accuracy on the slice), chosen on a slice of the
     training part; None where no feature is finite. Ties go to the first feature and to the stronger penalty.
 
-    Classes of one row leave no slice to choose on: then it is the first feature, the middle strength, and no accuracy.
+    Classes of one group leave no slice to choose on: then it is the first feature and the middle strength, no accuracy.
     """
     train, labels = ~task.test, task.trained
-    held = stratified(labels, SLICE, config.seed)
+    held = stratified(labels, task.groups[train], SLICE, config.seed)
     strengths = sorted(config.strengths)
     middle = strengths[len(strengths) // 2]
 

@@ -44,9 +44,9 @@ def select(shards: Shards, config: Probe) -> tuple[Split, Task] | str:
     if not shards.manifest.splits["probe"].rows:
         return "the corpus has no labelled rows"
     split = shards.split("probe")
-    columns = [file["label"] for file in split.files], [file["test"] for file in split.files]
-    labels, test = (np.concatenate(column) for column in columns)
-    task = Task.choose(labels.astype(np.int64), test.astype(bool), shards.manifest.labels, config.rows, config.seed)
+    labels, test, groups = (np.concatenate([file[name] for file in split.files]) for name in ("label", "test", "group"))
+    names = shards.manifest.labels
+    task = Task.choose(labels.astype(np.int64), test.astype(bool), groups, names, config.rows, config.seed)
     if not len(task.labels):
         return "the corpus has no labelled rows"
     if not len(task.trained):

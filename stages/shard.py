@@ -121,7 +121,12 @@ def run(name: str) -> None:
         shutil.rmtree(scratch)
         manifest = Manifest(
             modality=entry.modality,
-            columns={**columns, "label": Column(dtype="int32"), "test": Column(dtype="uint8")},
+            columns={
+                **columns,
+                "label": Column(dtype="int32"),
+                "test": Column(dtype="uint8"),
+                "group": Column(dtype="int64"),
+            },
             splits=written,
             labels=documents.labels,
             length=encoding.length,
@@ -246,7 +251,8 @@ class _Writer:
         return self._write(split, rows, lambda start, end: {column: packed[turn[start:end]]})
 
     def fixed(self, split: str, chosen: Mask, documents: Documents, test: Mask | None = None) -> SplitManifest:
-        """One document a row, in a random order; in the probe, where `test` tells its parts apart, with its class."""
+        """One document a row, in a random order; in the probe, where `test` tells its parts apart, with its class and
+        the number of its group."""
         mine = self._random(split).permutation(np.flatnonzero(chosen))
         self.documents[split] = len(mine)
 
@@ -261,6 +267,7 @@ class _Writer:
             if test is not None:
                 found["label"] = documents.label[numbers].astype(np.int32)
                 found["test"] = test[numbers].astype(np.uint8)
+                found["group"] = documents.group[numbers]
             return found
 
         return self._write(split, len(mine), gather)

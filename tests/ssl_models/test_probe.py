@@ -25,7 +25,7 @@ def task(rows: int = 240, classes: int = 4, seed: int = 0, share: float = 0.3) -
     )
     test = generator.random(rows) < share
     test[:classes], test[classes : 2 * classes] = False, True
-    return Task(np.arange(rows), labels, test, tuple(f"class{index}" for index in range(classes)))
+    return Task(np.arange(rows), labels, test, np.arange(rows), tuple(f"class{index}" for index in range(classes)))
 
 
 def telling(of: Task, width: int = 12, noise: float = 1.0, seed: int = 1) -> np.ndarray:
@@ -151,7 +151,8 @@ def test_one_class_only_is_said_and_does_not_fail() -> None:
 
 
 def test_classes_of_one_row_and_fewer_rows_than_shots() -> None:
-    of = Task(np.arange(6), np.array([0, 1, 2, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 1], bool), ("a", "b", "c"))
+    labels, test = np.array([0, 1, 2, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 1], bool)
+    of = Task(np.arange(6), labels, test, np.arange(6), ("a", "b", "c"))
     report = run(of, {"first": telling(of), "second": noise(of)}, shots=(1, 20))
     score = report.scores["pretrained"]
     assert score and score.feature == "first"  # there is no slice to choose on: the first feature, the middle strength
@@ -166,16 +167,17 @@ def test_an_empty_part_is_refused() -> None:
 
 
 def test_rows_without_a_label_are_not_of_the_task() -> None:
-    of = Task.choose(np.array([2, -1, 0, 1]), np.array([True, False, False, True]), ("a", "b", "c"), 100, 0)
+    labels, test, groups = np.array([2, -1, 0, 1]), np.array([True, False, False, True]), np.array([7, 8, 8, 9])
+    of = Task.choose(labels, test, groups, ("a", "b", "c"), 100, 0)
     assert of.rows.tolist() == [0, 2, 3]
-    assert of.tested.tolist() == [2, 1] and of.trained.tolist() == [0]
+    assert of.tested.tolist() == [2, 1] and of.trained.tolist() == [0] and of.groups.tolist() == [7, 8, 9]
 
 
 @settings(max_examples=30)
 @given(limit=st.integers(10, 99), share=st.floats(0.1, 0.9), seed=st.integers(0, 9))
 def test_a_limit_keeps_the_share_of_test_rows(limit: int, share: float, seed: int) -> None:
     test = np.arange(100) < 100 * share
-    of = Task.choose(np.zeros(100, np.int64), test, ("a",), limit, seed)
+    of = Task.choose(np.zeros(100, np.int64), test, np.arange(100), ("a",), limit, seed)
     assert len(of.rows) == limit and np.all(np.diff(of.rows) > 0)
     assert of.test.mean() == pytest.approx(test.mean(), abs=1 / limit)
 
@@ -186,10 +188,34 @@ def test_shots_and_slices_respect_the_classes(labels: list[int], count: int, see
     array = np.array(labels)
     drawn = shots(array, count, 0, seed)
     assert len(set(drawn)) == len(drawn)
-    held = stratified(array, 0.2, seed)
+    held = stratified(array, np.arange(len(array)), 0.2, seed)
     for label in set(labels):
-        assert np.sum(array[drawn] == label) == min(count, labels.count(label))
-        assert not held[array == label].all()
+        rows = labels.count(label)
+        assert np.sum(array[drawn] == label) == min(count, rows)
+        assert held[array == label].sum() == max(round(0.2 * rows), rows > 1)
+
+
+@settings(max_examples=50)
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=80), seed=st.integers(0, 9))
+def test_a_slice_is_of_whole_groups_and_leaves_half_of_every_class(rows: list[tuple[int, int]], seed: int) -> None:
+    labels, groups = np.array(rows).T
+    held = stratified(labels, groups, 0.2, seed)
+    for group in set(groups.tolist()):
+        assert len(set(held[groups == group].tolist())) == 1
+    for label in set(labels.tolist()):
+        assert held[labels == label].mean() <= 0.5
+
+
+def test_words_of_a_file_do_not_decide_the_strength() -> None:
+    """Each file has a word of its own that gives its class away, on rows of the same file only."""
+    files = np.repeat(np.arange(60), 8)
+    labels, test = files % 2, files >= 40
+    of = Task(np.arange(len(files)), labels, test, files, ("a", "b"))
+    words = np.eye(60, dtype=np.float32)[files] + 0.01 * np.random.default_rng(0).normal(size=(480, 60))
+    by_file = run(of, {"words": words.astype(np.float32)}).scores["pretrained"]
+    by_row = run(replace(of, groups=of.rows), {"words": words.astype(np.float32)}).scores["pretrained"]
+    assert by_row and by_row.slice_accuracy == 1.0
+    assert by_file and by_file.slice_accuracy and by_file.slice_accuracy < 0.8  # as on the test part: files are new
 
 
 def test_draws_differ() -> None:

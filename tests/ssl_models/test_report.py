@@ -11,7 +11,9 @@ from ssl_models import report as reports
 from ssl_models.probe import Point, Report, Score, Share, Task, few_shot_gains
 from ssl_models.statistics import Gain
 
-TASK = Task(np.arange(6), np.array([0, 1, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1, 1], bool), ("cat", "dog"))
+TASK = Task(
+    np.arange(6), np.array([0, 1, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1, 1], bool), np.arange(6), ("cat", "dog")
+)
 CURVE = (Point(1, 0.51234, 0.4, 0.6, (0.5, 0.6)), Point(5, 0.6, 0.5, 0.7, (0.6, 0.6)), Point(2, 2 / 3, 0.2, 0.94))
 
 

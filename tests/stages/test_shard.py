@@ -122,7 +122,7 @@ def test_a_corpus_of_ten_documents_has_every_split(make, little_documents):
 def test_a_corpus_without_labels_has_an_empty_probe(make, little_documents):
     shards = make([document._replace(label=None) for document in little_documents(60)])
     assert len(shards.split("probe")) == 0 and shards.manifest.labels == ()
-    assert set(shards.split("probe").rows([])) == {"tokens", "label", "test"}
+    assert set(shards.split("probe").rows([])) == {"tokens", "label", "test", "group"}
 
 
 def test_one_group_trains_and_says_so(make, little_documents, capsys):
