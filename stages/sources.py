@@ -12,6 +12,7 @@ import glob
 import lzma
 import mmap
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,19 +58,19 @@ class Decompressor(Protocol):
 
 @dataclass(frozen=True)
 class Compression:
-    """A format that a suffix names and the first bytes prove."""
+    """A format that a suffix names and the first bytes prove: `magic` matches them."""
 
     name: str
-    magic: bytes
+    magic: re.Pattern[bytes]
     new: Callable[[], Decompressor]
 
 
 COMPRESSIONS: dict[str, Compression] = {
-    ".gz": Compression("gzip", b"\x1f\x8b", lambda: zlib.decompressobj(31)),
-    ".zst": Compression("zstd", b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
-    ".bz2": Compression("bzip2", b"BZh", bz2.BZ2Decompressor),
-    ".xz": Compression("xz", b"\xfd7zXZ\x00", lzma.LZMADecompressor),
-    ".tgz": Compression("gzip", b"\x1f\x8b", lambda: zlib.decompressobj(31)),
+    ".gz": Compression("gzip", re.compile(rb"\x1f\x8b\x08"), lambda: zlib.decompressobj(31)),
+    ".zst": Compression("zstd", re.compile(rb"\x28\xb5\x2f\xfd"), lambda: zstandard.ZstdDecompressor().decompressobj()),
+    ".bz2": Compression("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor),
+    ".xz": Compression("xz", re.compile(rb"\xfd7zXZ\x00"), lzma.LZMADecompressor),
+    ".tgz": Compression("gzip", re.compile(rb"\x1f\x8b\x08"), lambda: zlib.decompressobj(31)),
 }
 ERRORS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
 """What decompressors raise for damaged data."""
@@ -308,7 +309,7 @@ def chunks(path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]
 
 def _refuse_compressed(head: bytes, suffix: str) -> None:
     for proper, kind in COMPRESSIONS.items():
-        if head.startswith(kind.magic):
+        if kind.magic.match(head):
             raise DamageError(
                 f"file is {kind.name} data, but its name does not end in {proper} (it ends in {suffix!r})"
             )
@@ -323,7 +324,7 @@ def _decompressed(stream: IO[bytes], kind: Compression) -> Iterator[bytes]:
             except ERRORS as error:
                 if not begun and members:
                     raise DamageError(f"bytes after the end of the {kind.name} data") from None
-                if not begun and not data.startswith(kind.magic):
+                if not begun and not kind.magic.match(data):
                     raise DamageError(f"file is not {kind.name} data, whatever its name says") from None
                 raise DamageError(f"damaged {kind.name} data ({error})") from None
             begun = True
