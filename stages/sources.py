@@ -237,7 +237,7 @@ def split_lines(
     if is_url(file.path) or stem(file.path) != file.path:
         return whole
     with opened(file.path) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        if any(view[: len(kind.magic)] == kind.magic for kind in COMPRESSIONS.values()):
+        if any(kind.magic.match(view) for kind in COMPRESSIONS.values()):
             return whole
         cuts = [0]
         while (found := view.find(separator, cuts[-1] + size)) >= 0 and found + len(separator) < file.size:
