@@ -38,17 +38,19 @@ PROGRAMS = {
 import numpy as np, pyarrow as pa, tempfile
 from pathlib import Path
 from stages import tables
+from stages.clusters import gather
 from stages.modalities.text import dedup
 options = dedup.Options()
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "part-00000.parquet")
     ids = [tables.content_id({"text": text}) for text in texts]
     tables.write_parquet(path, pa.table({"id": ids, "text": texts}))
-    warm = dedup.cluster([dedup.sketch(path, options)], options)
+    labelled = np.zeros(len(texts), bool)
+    warm = dedup.cluster(gather([dedup.sketch(path, options)], labelled), options)
     start = time.perf_counter()
     sketch = dedup.sketch(path, options)
     signed = time.perf_counter()
-    dedup.cluster([sketch], options)
+    dedup.cluster(gather([sketch], labelled), options)
     report(start, signed)
 """,
     "datasketch": """

@@ -4,11 +4,14 @@ A row is known by an exact key (equal content, equal key) and by a near-signatur
 MinHash minima for text, a perceptual hash for pictures, both sides side by side for pairs. Locality-sensitive
 hashing (Indyk & Motwani 1998) proposes pairs of rows whose signatures agree in a whole band; the modality verifies
 them; union-find makes clusters. Every step is linear in the rows, whatever the sizes of buckets and clusters.
+
+Of a cluster the first row with a label stays, so that no label is lost to a copy without one; where none has a label,
+the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,10 +33,10 @@ def compiled(function: Function) -> Function:
 
 @dataclass(frozen=True)
 class Sketch:
-    """All that dedup holds in memory of one partition.
+    """What a modality tells of one partition, its `path`.
 
-    `path` is the partition; `exact` is uint64 `[rows, 2]`, equal where contents are equal; `near` is `[rows, width]`,
-    of width 0 where near-duplicates are not asked for; `payload_bytes` counts the payload it was made from.
+    `exact` is uint64 `[rows, 2]`, equal where contents are equal; `near` is `[rows, width]`, of width 0 where
+    near-duplicates are not asked for; `payload_bytes` counts the payload it was made from.
     """
 
     path: Path
@@ -43,11 +46,44 @@ class Sketch:
 
 
 @dataclass(frozen=True)
+class Sketches:
+    """All that dedup holds in memory of a corpus: the sketches of its partitions one after another.
+
+    `paths` are the partitions and `ends` int64 `[partitions]` the row after the last of each; `exact` and `near` are as
+    in `Sketch`; `labelled` is bool `[rows]`.
+    """
+
+    paths: tuple[Path, ...]
+    ends: NDArray[np.int64]
+    exact: NDArray[np.uint64]
+    near: NDArray[Any]
+    labelled: NDArray[np.bool_]
+    payload_bytes: int
+
+
+def gather(sketches: Iterable[Sketch], labelled: NDArray[np.bool_]) -> Sketches:
+    """The sketches of all partitions, in source order, as one. Each is copied to its place and let go, so that none is
+    held twice; `labelled` `[rows]` tells of all rows which have a label."""
+    exact, near = np.empty((len(labelled), 2), np.uint64), np.empty((len(labelled), 0))
+    paths, ends, size, start = list[Path](), list[int](), 0, 0
+    for sketch in sketches:
+        if not paths:
+            near = np.empty((len(labelled), sketch.near.shape[1]), sketch.near.dtype)
+        stop = start + len(sketch.exact)
+        exact[start:stop], near[start:stop] = sketch.exact, sketch.near
+        paths.append(sketch.path)
+        ends.append(stop)
+        size, start = size + sketch.payload_bytes, stop
+    return Sketches(tuple(paths), np.array(ends, np.int64), exact, near, labelled, size)
+
+
+@dataclass(frozen=True)
 class Clusters:
     """For each row of all partitions, in source order: the row kept in its stead, and how like that row it is.
 
-    `kept` is int64 `[rows]`: the first row of the cluster, which for a row that stays is the row itself. `similarity`
-    is float64 `[rows]`, 1 for a row that stays. `exact` is bool `[rows]`: the content is that of the kept row.
+    `kept` is int64 `[rows]`: the row that stays of the cluster, which for a row that stays is the row itself.
+    `similarity` is float64 `[rows]`, 1 for a row that stays. `exact` is bool `[rows]`: the content is that of the kept
+    row.
     """
 
     kept: NDArray[np.int64]
@@ -55,12 +91,12 @@ class Clusters:
     exact: NDArray[np.bool_]
 
 
-def first_of_equals(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """For each row of `keys` `[rows, 2]` the first row with the same key: int64 `[rows]`."""
+def first_of_equals(keys: NDArray[np.uint64], labelled: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each row of `keys` `[rows, 2]` the first labelled row with its key, or else the first: int64 `[rows]`."""
     first = np.arange(len(keys))
     if not len(keys):
         return first
-    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in source order
+    order = np.lexsort((~labelled, keys[:, 1], keys[:, 0]))  # stable: equal keys stay in source order
     ordered = keys[order]
     starts = np.ones(len(keys), bool)
     starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -120,9 +156,13 @@ def join(parent: Any, a: int, b: int) -> None:
 
 
 @compiled
-def roots(parent: Any) -> Any:
-    """The first row of each row's cluster: int64 `[rows]`."""
-    found = np.empty(len(parent), np.int64)
+def heads(parent: Any, labelled: Any) -> Any:
+    """The row that stays of each row's cluster, the first labelled one or else the first: int64 `[rows]`."""
+    head = np.arange(len(parent))
     for row in range(len(parent)):
-        found[row] = root(parent, row)
-    return found
+        first = root(parent, row)
+        if labelled[row] and not labelled[head[first]]:
+            head[first] = row
+    for row in range(len(parent)):
+        head[row] = head[root(parent, row)]
+    return head

@@ -1,8 +1,8 @@
 """Drop exact and near-duplicate rows: `python -m stages.dedup NAME`.
 
-The modality sketches every partition (in parallel) and clusters the sketches; of each cluster the first row in source
-order stays, and `duplicates.parquet` says of every other row why it went. Memory holds the sketches, never a payload
-beyond the batch at hand.
+The modality sketches every partition (in parallel) and clusters the sketches; of each cluster the first row with a
+label stays, or else the first, and `duplicates.parquet` says of every other row why it went. Memory holds the sketches,
+never a payload beyond the batch at hand.
 
 `group` passes through unchanged. One row of a cluster stays, so no cluster can straddle train, validation and probe,
 and the groups of the rows that went need not be joined. Joining them would do harm: near-duplicates chain files
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages import engine, params, tables
-from stages.clusters import Clusters
+from stages.clusters import Clusters, gather
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def sift(job: Sift) -> tuple[pa.Table, pa.Table]:
                 heads.append(table.select(["id"]).filter(pa.array(job.heads[here])))
                 start += len(batch)
     return pa.concat_tables([empty.select(["id", "source"]), *gone]), pa.concat_tables([empty.select(["id"]), *heads])
+
+
+def labelled(partition: Path) -> NDArray[np.bool_]:
+    """Which rows of a partition have a label: bool `[rows]`."""
+    return cast(NDArray[np.bool_], pq.read_table(partition, columns=["label"]).column(0).is_valid().to_numpy())
 
 
 def _duplicates(
@@ -81,9 +86,9 @@ def dedup(name: str) -> None:
     partitions = tables.partitions(tables.address("ingest", name) / "rows")
     output = tables.address("dedup", name)
 
-    sketches = list(engine.map(partial(modality.sketch, options=options), partitions, label=f"dedup {name}: sketch"))
-    ends = np.cumsum([len(sketch.exact) for sketch in sketches], dtype=np.int64)
-    payload_bytes = sum(sketch.payload_bytes for sketch in sketches)
+    found = engine.map(partial(modality.sketch, options=options), partitions, label=f"dedup {name}: sketch")
+    sketches = gather(found, np.concatenate([np.zeros(0, bool), *map(labelled, partitions)]))
+    ends, payload_bytes = sketches.ends, sketches.payload_bytes
     clusters = cast(Clusters, modality.cluster(sketches, options))
     del sketches
 

@@ -31,7 +31,7 @@ from pydantic import Field
 
 from ssl_models.config import Strict
 from stages import pictures
-from stages.clusters import Clusters, Sketch, compiled, first_of_equals, join, pairs_in_buckets, roots
+from stages.clusters import Clusters, Sketch, Sketches, compiled, first_of_equals, heads, join, pairs_in_buckets
 from stages.params import UserError
 
 BATCH_ROWS = 64
@@ -102,28 +102,25 @@ Compared = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """Of some pairs of rows: how similar they are, at most 1, and whether that makes them near-duplicates."""
 
 
-def cluster(sketches: Sequence[Sketch], options: Options) -> Clusters:
-    """The duplicates among all partitions, given in source order: the first picture of each cluster is kept."""
+def cluster(sketches: Sketches, options: Options) -> Clusters:
+    """The duplicates among all partitions."""
     return clustered(sketches, options, lambda near, pairs: compare(near, pairs, options))
 
 
-def clustered(sketches: Sequence[Sketch], options: Options, compare: Callable[[Bytes, Pairs], Compared]) -> Clusters:
+def clustered(sketches: Sketches, options: Options, compare: Callable[[Bytes, Pairs], Compared]) -> Clusters:
     """The clusters of rows whose near-signatures begin with a hash; `compare` judges pairs `[pairs, 2]` of them."""
-    exact = np.concatenate([np.empty((0, 2), np.uint64), *(part.exact for part in sketches)])
-    kept = first_of_equals(exact)
+    exact, near = sketches.exact, sketches.near
+    kept = first_of_equals(exact, sketches.labelled)
     similarity = np.ones(len(kept))
-    unique = np.flatnonzero(kept == np.arange(len(kept)))
-    if options.near and len(unique) > 1:
-        near = np.concatenate([part.near for part in sketches])[unique]
-        pairs = candidates(near[:, :HASH], options.distance)
-        parent = np.arange(len(unique))
+    if options.near and len(kept):
+        unique = np.flatnonzero(kept == np.arange(len(kept)))
+        pairs = unique[candidates(near[unique, :HASH], options.distance)]
+        parent = np.arange(len(kept))
         _join(pairs[compare(near, pairs)[1]], parent)
-        first = roots(parent)
-        near_kept, near_similarity = np.arange(len(kept)), np.ones(len(kept))
-        near_kept[unique] = unique[first]
-        gone = np.flatnonzero(first != np.arange(len(first)))
-        near_similarity[unique[gone]] = compare(near, np.stack([first[gone], gone], axis=1))[0]
-        kept, similarity = near_kept[kept], near_similarity[kept]
+        head = heads(parent, sketches.labelled)
+        gone = np.flatnonzero(head != np.arange(len(head)))
+        similarity[gone] = compare(near, np.stack([head[gone], gone], axis=1))[0]
+        kept, similarity = head[kept], similarity[kept]
     return Clusters(kept, similarity, (exact == exact[kept]).all(axis=1))
 
 

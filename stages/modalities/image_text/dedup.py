@@ -8,14 +8,13 @@ threshold goes either way. Order, case and punctuation of the words make no diff
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
-from stages.clusters import Clusters, Sketch
+from stages.clusters import Clusters, Sketch, Sketches
 from stages.modalities.image import dedup as image
 from stages.modalities.image.dedup import Bytes, Compared, Pairs
 from stages.modalities.text import dedup as text
@@ -54,6 +53,6 @@ def compare(near: Bytes, pairs: Pairs, options: Options) -> Compared:
     return np.minimum(pictures, words), alike & (words >= options.caption)
 
 
-def cluster(sketches: Sequence[Sketch], options: Options) -> Clusters:
-    """The duplicates among all partitions, given in source order: the first pair of each cluster is kept."""
+def cluster(sketches: Sketches, options: Options) -> Clusters:
+    """The duplicates among all partitions."""
     return image.clustered(sketches, options, lambda near, pairs: compare(near, pairs, options))

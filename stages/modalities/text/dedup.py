@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from stages.clusters import Clusters, Sketch, compiled, first_of_equals, join, pairs_in_buckets, root, roots
+from stages.clusters import Clusters, Sketch, Sketches, compiled, first_of_equals, heads, join, pairs_in_buckets, root
 from stages.params import UserError
 
 BATCH_ROWS = 1024
@@ -272,29 +272,29 @@ def sketch(partition: Path, options: Options) -> Sketch:
     return Sketch(partition, np.concatenate(exact), np.concatenate(near), size)
 
 
-def _candidates(signature: NDArray[np.uint32], options: Options) -> NDArray[np.int64]:
-    """Pairs `[pairs, 2]` that agree in a band and whose estimated similarity is not far below the threshold."""
+def _candidates(rows: NDArray[np.int64], signature: NDArray[np.uint32], options: Options) -> NDArray[np.int64]:
+    """Pairs `[pairs, 2]` of `rows` that agree in a band, with an estimated similarity not far below the threshold."""
     hashes = options.bands * options.rows
     spread = math.sqrt(options.threshold * (1 - options.threshold) / hashes)
     least = (options.threshold - DOUBTS * spread) * hashes
     found = np.empty(0, np.int64)
     for band in range(options.bands):
-        pairs = pairs_in_buckets(_band_keys(signature, band * options.rows, (band + 1) * options.rows))
+        keys = _band_keys(signature, band * options.rows, (band + 1) * options.rows)
+        pairs = rows[pairs_in_buckets(keys[rows])]
         pairs = pairs[_agreement(signature, pairs) >= least]
         found = np.union1d(found, pairs[:, 0] << 32 | pairs[:, 1])
     return np.stack([found >> 32, found & 0xFFFFFFFF], axis=1)
 
 
-def _spill(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options, file: Any) -> NDArray[np.int64]:
+def _spill(rows: NDArray[np.int64], sketches: Sketches, options: Options, file: Any) -> NDArray[np.int64]:
     """Write the shingle sets of `rows` one after the other to `file`; their offsets in it `[len(rows) + 1]`."""
     lengths, start = [0], 0
     oldest = _oldest(options.ngram)
-    for part in sketches:
-        stop = start + len(part.exact)
+    for path, stop in zip(sketches.paths, sketches.ends, strict=True):
         here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
         start = stop
         seen = 0
-        for batch in _batches(part.path, ["text"]) if len(here) else ():
+        for batch in _batches(path, ["text"]) if len(here) else ():
             text, bounds = _bytes(batch.column("text"))
             for row in here[np.searchsorted(here, seen) : np.searchsorted(here, seen + len(batch))] - seen:
                 document = text[bounds[row] : bounds[row + 1]]
@@ -307,9 +307,10 @@ def _spill(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options
 
 
 def _verify(
-    rows: NDArray[np.int64], pairs: NDArray[np.int64], sketches: Sequence[Sketch], options: Options
+    rows: NDArray[np.int64], pairs: NDArray[np.int64], sketches: Sketches, options: Options
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The first of each row's cluster and the similarity to it, where `pairs` (indices into `rows`) may be alike.
+    """The row that stays of each row's cluster, and the similarity to it, where `pairs` may be alike. Pairs and what is
+    found are indices into `rows`.
 
     The sets of shingles may outgrow memory, so they lie in a temporary file, and the system pages them in and out.
     """
@@ -318,42 +319,35 @@ def _verify(
         offsets = _spill(rows, sketches, options, file)
         sets = np.memmap(file, np.uint32, "r")
         _link(pairs, sets, offsets, options.threshold, parent)
-        first = roots(parent)
-        return first, _similarities(first, sets, offsets)
+        head = heads(parent, sketches.labelled[rows])
+        return head, _similarities(head, sets, offsets)
 
 
-def _near(rows: NDArray[np.int64], sketches: Sequence[Sketch], options: Options) -> Any:
-    """Near-duplicates among `rows`, whose contents differ: the kept row of each, and the similarity to it."""
-    ends = np.cumsum([len(part.exact) for part in sketches])
-    mine = np.zeros(ends[-1], bool)
-    mine[rows] = True
-    parts = zip(sketches, np.split(mine, ends)[:-1], strict=True)
-    signature = np.concatenate([part.near[chosen] for part, chosen in parts])
-    pairs = _candidates(signature, options)
-    del signature
+def _near(
+    rows: NDArray[np.int64], sketches: Sketches, options: Options
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Near-duplicates among `rows`, whose contents differ: the kept row of every row, and the similarity to it."""
+    kept, similarity = np.arange(len(sketches.exact)), np.ones(len(sketches.exact))
+    pairs = _candidates(rows, sketches.near, options)
     if not len(pairs):
-        return rows, np.ones(len(rows))
+        return kept, similarity
     compared, compact = np.unique(pairs, return_inverse=True)
     try:
-        first, similarities = _verify(rows[compared], compact.reshape(-1, 2), sketches, options)
+        head, similarities = _verify(compared, compact.reshape(-1, 2), sketches, options)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise UserError(f"{tempfile.gettempdir()} is full: set TMPDIR to a folder with more room") from None
-    kept, similarity = rows.copy(), np.ones(len(rows))
-    kept[compared] = rows[compared[first]]
-    similarity[compared] = similarities
+    kept[compared], similarity[compared] = compared[head], similarities
     return kept, similarity
 
 
-def cluster(sketches: Sequence[Sketch], options: Options) -> Clusters:
-    """The duplicates among all partitions, given in source order: the first document of each cluster is kept."""
-    exact = np.concatenate([np.empty((0, 2), np.uint64), *(part.exact for part in sketches)])
-    kept = first_of_equals(exact)
+def cluster(sketches: Sketches, options: Options) -> Clusters:
+    """The duplicates among all partitions."""
+    exact = sketches.exact
+    kept = first_of_equals(exact, sketches.labelled)
     similarity = np.ones(len(kept))
-    unique = np.flatnonzero(kept == np.arange(len(kept)))
-    if options.near and len(unique):
-        near_kept, near_similarity = np.arange(len(kept)), np.ones(len(kept))
-        near_kept[unique], near_similarity[unique] = _near(unique, sketches, options)
+    if options.near and len(kept):
+        near_kept, near_similarity = _near(np.flatnonzero(kept == np.arange(len(kept))), sketches, options)
         kept, similarity = near_kept[kept], near_similarity[kept]
     return Clusters(kept, similarity, (exact == exact[kept]).all(axis=1))

@@ -7,7 +7,6 @@ both stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from stages import pictures
-from stages.clusters import Clusters, Sketch
+from stages.clusters import Clusters, Sketch, Sketches
 from stages.modalities.image import dedup as image
 from stages.modalities.image.dedup import SIDE, Bytes, Compared, Pairs
 
@@ -53,6 +52,6 @@ def compare(near: Bytes, pairs: Pairs, options: Options) -> Compared:
     return similarity, alike
 
 
-def cluster(sketches: Sequence[Sketch], options: Options) -> Clusters:
-    """The duplicates among all partitions, given in source order: the first clip of each cluster is kept."""
+def cluster(sketches: Sketches, options: Options) -> Clusters:
+    """The duplicates among all partitions."""
     return image.clustered(sketches, options, lambda near, pairs: compare(near, pairs, options))

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from ssl_models.encoding import Encoding
 from ssl_models.shards import Shards
 from stages import dedup, ingest, pictures, shard, tables, tokenize
+from stages.clusters import gather
 from stages.modalities.image_text import dedup as pair_dedup
 from stages.modalities.image_text import ingest as pair_ingest
 from stages.modalities.image_text import shard as pair_shard
@@ -112,7 +113,7 @@ def test_a_pair_is_a_duplicate_only_if_both_sides_are(tmp_path: Path) -> None:
     tables.write_parquet(path, pa.Table.from_pylist(found, schema=tables.rows_schema(pair_ingest.FIELDS)))
     for near, kept in ((True, [0, 1, 2, 0, 0]), (False, [0, 1, 2, 3, 0])):
         options = pair_dedup.Options(near=near)
-        clusters = pair_dedup.cluster([pair_dedup.sketch(path, options)], options)
+        clusters = pair_dedup.cluster(gather([pair_dedup.sketch(path, options)], np.zeros(5, bool)), options)
         assert clusters.kept.tolist() == kept
         assert clusters.exact.tolist() == [True, True, True, not near, True]
 

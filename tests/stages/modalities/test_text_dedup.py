@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import tables
-from stages.clusters import Clusters
+from stages.clusters import Clusters, Sketch, gather
 from stages.modalities.text import dedup
 from stages.modalities.text.dedup import Options, shingles, signatures
 from stages.params import UserError
@@ -39,9 +40,14 @@ def partition(folder: Path, index: int, texts: list[str]) -> Path:
     return path
 
 
-def clusters(folder: Path, *parts: list[str], options: Options = OPTIONS) -> Clusters:
+def clustered(*sketches: Sketch, labelled: Collection[int] = (), options: Options = OPTIONS) -> Clusters:
+    rows = sum(len(sketch.exact) for sketch in sketches)
+    return dedup.cluster(gather(sketches, np.isin(np.arange(rows), list(labelled))), options)
+
+
+def clusters(folder: Path, *parts: list[str], labelled: Collection[int] = (), options: Options = OPTIONS) -> Clusters:
     paths = [partition(folder, index, texts) for index, texts in enumerate(parts)]
-    return dedup.cluster([dedup.sketch(path, options) for path in paths], options)
+    return clustered(*(dedup.sketch(path, options) for path in paths), labelled=labelled, options=options)
 
 
 def similarity(a: str, b: str) -> float:
@@ -190,7 +196,7 @@ def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_empty_partitions_and_no_partitions_are_fine(tmp_path: Path) -> None:
     a, b = pair(np.random.default_rng(2), 90, 1)
     assert clusters(tmp_path, [], [a], [], [b]).kept.tolist() == [0, 0]
-    assert len(dedup.cluster([], OPTIONS).kept) == 0
+    assert len(clustered().kept) == 0
 
 
 def test_a_partition_of_many_batches_is_sketched_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,17 +207,40 @@ def test_a_partition_of_many_batches_is_sketched_row_by_row(tmp_path: Path, monk
     monkeypatch.setattr(dedup, "BATCH_ROWS", 4)
     assert (dedup.sketch(path, OPTIONS).near == whole.near).all()
     assert whole.payload_bytes == sum(len(text.encode()) for text in texts + texts[:3])
-    assert dedup.cluster([whole], OPTIONS).kept[25:].tolist() == [0, 1, 2]
+    assert clustered(whole).kept[25:].tolist() == [0, 1, 2]
+
+
+def test_the_row_that_stays_is_the_first_with_a_label(tmp_path: Path) -> None:
+    a, b = pair(np.random.default_rng(2), 90, 2)
+    near = similarity(a, b)
+    for labelled, kept, alike in (
+        (set(), [0, 0, 0, 0], [1, near, near, 1]),
+        ({2, 3}, [2, 2, 2, 2], [near, 1, 1, near]),
+        ({3}, [3, 3, 3, 3], [1, near, near, 1]),
+    ):
+        result = clusters(tmp_path, [a, b], [b, a], labelled=labelled)
+        assert result.kept.tolist() == kept
+        assert result.similarity == pytest.approx(alike)
+        assert result.exact.tolist() == [value == 1 for value in alike]
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abc"), max_size=7).map(" ".join), max_size=12), st.integers(0, 12))
-def test_clusters_do_not_depend_on_partition_bounds(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], cut: int
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), max_size=7).map(" ".join), max_size=12),
+    st.integers(0, 12),
+    st.sets(st.integers(0, 11)),
+)
+def test_clusters_do_not_depend_on_partition_bounds_or_labels(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], cut: int, labelled: set[int]
 ) -> None:
     options = Options(ngram=2, threshold=0.6)
     folder = tmp_path_factory.mktemp("rows")
-    one = clusters(folder, texts, options=options)
-    two = clusters(folder, texts[:cut], texts[cut:], options=options)
+    one = clusters(folder, texts, labelled=labelled, options=options)
+    two = clusters(folder, texts[:cut], texts[cut:], labelled=labelled, options=options)
+    bare = clusters(folder, texts, options=options)
     assert (one.kept == two.kept).all() and (one.similarity == two.similarity).all()
-    assert (one.kept[one.kept] == one.kept).all() and (one.kept <= np.arange(len(texts))).all()
+    assert (one.kept[one.kept] == one.kept).all() and (bare.kept <= np.arange(len(texts))).all()
+    for first in set(bare.kept.tolist()):
+        members = np.flatnonzero(bare.kept == first).tolist()
+        known = [row for row in members if row in labelled]
+        assert set(one.kept[members].tolist()) == {(known or members)[0]}

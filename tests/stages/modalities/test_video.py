@@ -14,6 +14,7 @@ import pytest
 from ssl_models.encoding import Encoding
 from ssl_models.shards import Shards
 from stages import dedup, ingest, pictures, shard, tables, tokenize
+from stages.clusters import gather
 from stages.modalities.video import dedup as video_dedup
 from stages.modalities.video import ingest as video_ingest
 from stages.modalities.video import tokenize as video_tokenize
@@ -125,9 +126,11 @@ def test_a_clip_is_near_only_if_every_sampled_frame_is(tmp_path: Path) -> None:
 
     tables.write_parquet(path, pa.Table.from_pylist(found, schema=schema))
     options = video_dedup.Options(frames=4)
-    clusters = video_dedup.cluster([video_dedup.sketch(path, options)], options)
-    assert clusters.kept.tolist() == [0, 0, 2, 0]
-    assert clusters.exact.tolist() == [True, False, True, True]
+    for labelled, kept, exact in (([], [0, 0, 2, 0], [0, 2, 3]), ([1, 3], [1, 1, 2, 1], [1, 2])):
+        sketches = gather([video_dedup.sketch(path, options)], np.isin(np.arange(4), labelled))
+        clusters = video_dedup.cluster(sketches, options)
+        assert clusters.kept.tolist() == kept
+        assert np.flatnonzero(clusters.exact).tolist() == exact
 
 
 def test_frames_are_the_first_or_every_second() -> None:
