@@ -1,74 +1,141 @@
 """Gradients of one global batch, by this process alone or as one of several: `python -m`, RANK and WORLD_SIZE."""
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_models import artifact, keyed
+from ssl_models import artifact, codebook, keyed
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
 from ssl_models.gradient import EVALUATION_STEP, Learner, Totals
+from ssl_models.objectives import Rows
 from ssl_models.parallel import World, synchronise
 from ssl_models.shards import Shards, batch_indices
 from tests.ssl_models import corpora
+from tests.ssl_models.objectives import pictures
 
-PRESETS = {"next_token": "llama", "masked_language": "bert", "span_corruption": "t5", "text_infilling": "bart"}
-TOYS = {
-    "toy_words": ("toy_words", {}, 7),
-    "toy_pairs": ("toy_pairs", {}, 7),
-    "toy_pairs_norm": ("toy_pairs", {"norm": True}, 8),
-    "toy_pairs_norm_uneven": ("toy_pairs", {"norm": True}, 7),
+FRAMES = 4
+CORPUS = 24
+"""Pictures, videos or pairs, all different."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective on a batch of `rows`: 7 rows are uneven slices of two processes."""
+
+    objective: str
+    backbone: Backbone
+    modality: str = "text"
+    task: dict[str, Any] = field(default_factory=dict)
+    rows: int = 7
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether rows see each other through batch normalisation, so that micro-batches change the result."""
+        return self.backbone.architecture == "resnet" or bool(self.task.get("norm"))
+
+
+def _text(preset: str = "llama") -> Backbone:
+    return Backbone(preset=preset, layers=2, width=16, heads=2)
+
+
+CASES = {
+    "toy_words": Case("toy_words", _text()),
+    "toy_pairs": Case("toy_pairs", _text()),
+    "toy_pairs_norm": Case("toy_pairs", _text(), task={"norm": True}, rows=8),
+    "toy_pairs_norm_uneven": Case("toy_pairs", _text(), task={"norm": True}),
+    "next_token": Case("next_token", _text()),
+    "masked_language": Case("masked_language", _text("bert")),
+    "span_corruption": Case("span_corruption", _text("t5")),
+    "text_infilling": Case("text_infilling", _text("bart")),
+    "contrastive": Case("contrastive", pictures.vit(), "image"),
+    "contrastive_norm": Case("contrastive", pictures.resnet(), "image"),
+    "vicreg": Case("contrastive", pictures.vit(), "image", {"loss": "vicreg"}),
+    "barlow_twins": Case("contrastive", pictures.vit(), "image", {"loss": "barlow_twins"}),
+    "masked_pixels": Case("masked_pixels", pictures.vit("mae"), "image"),
+    "masked_visual_tokens": Case("masked_visual_tokens", pictures.vit("beit"), "image"),
+    "rotation": Case("rotation", pictures.vit(), "image", {"augment": {}}),
+    "rotation_norm": Case("rotation", pictures.resnet(), "image"),
+    "patch_position": Case("patch_position", pictures.vit(patch=1), "image"),
+    "patch_position_norm": Case("patch_position", pictures.resnet(), "image"),
+    "next_frame": Case("next_frame", pictures.vit("mae"), "video"),
+    "clip": Case("image_text", pictures.vit("clip-vision"), "image_text"),
+    "clip_norm": Case("image_text", pictures.resnet(), "image_text"),
+    "siglip": Case("image_text", pictures.vit("clip-vision"), "image_text", {"loss": "siglip"}),
 }
 
 
-def cases() -> dict[str, tuple[str, dict[str, object], int]]:
-    """Name to (objective, task options, rows in the batch); language tasks as far as they exist."""
-    folder = Path(artifact.__file__).parent / "objectives"
-    return TOYS | {name: (name, {}, 7) for name in PRESETS if (folder / f"{name}.py").exists()}
+def folder(path: Path) -> Path:
+    """Shards of text, and a codebook of pictures beside them."""
+    corpora.text_shards(path)
+    (path / "pictures").mkdir()
+    codebook.fit(pictures.pixels(20), 4, 32, seed=0).save(path / "pictures")
+    return path
 
 
-def gradients(case: str, shards: Path, world: World, micro_batch: int) -> dict[str, Tensor]:
+def _rows(case: Case, shards: Path, numbers: Tensor) -> Rows:
+    """The rows of these numbers: of the shards, or pictures, videos and pairs of which no two are alike."""
+    if case.modality == "text":
+        return Shards.open(shards).split("train").rows(numbers.numpy())
+    if case.modality == "video":
+        return {"pixels": torch.stack([pictures.pixels(CORPUS, seed=n) for n in range(FRAMES)], dim=1)[numbers]}
+    if case.modality == "image":
+        return {"pixels": pictures.pixels(CORPUS)[numbers]}
+    tokens = torch.randint(
+        2, pictures.VOCABULARY, (CORPUS, pictures.LENGTH), generator=torch.Generator().manual_seed(0)
+    )
+    tokens[torch.arange(CORPUS), 3 + torch.arange(CORPUS) % 5] = pictures.EOS
+    return {"pixels": pictures.pixels(CORPUS)[numbers], "tokens": tokens[numbers]}
+
+
+def gradients(name: str, shards: Path, world: World, micro_batch: int) -> dict[str, Tensor]:
     """The gradient of every parameter, the loss, the buffers after the step, and the validation loss."""
-    name, task, rows = cases()[case]
+    case = CASES[name]
     torch.manual_seed(0)
-    model = corpora.model(name, dict(task), batch=rows)
-    backbone = Backbone(preset=PRESETS.get(name, "llama"), layers=2, width=16, heads=2)
-    model = model.model_copy(update={"backbone": backbone})
-    objective = artifact.build(model, Encoding.load(shards / "encoding")).double()
+    model = corpora.model(case.objective, case.task, batch=case.rows).model_copy(update={"backbone": case.backbone})
+    if case.modality == "text":
+        encoding, corpus = Encoding.load(shards / "encoding"), len(Shards.open(shards).split("train"))
+    else:
+        encoding, corpus = pictures.encoding(case.modality, folder=shards / "pictures", frames=FRAMES), CORPUS
+    objective = artifact.build(model, encoding).double()
     for parameter in objective.parameters():  # asymmetric, and no gradient is zero for want of a start
         parameter.data += 0.1 * torch.randn_like(parameter)
     synchronise(objective, world)
     learner = Learner(objective, world, model.train, bfloat16=False, compiled=False)
     learner.micro_batch = micro_batch
-    split = Shards.open(shards).split("train")
-    numbers = torch.from_numpy(batch_indices(0, 3, rows, len(split))[world.slice(rows)])
-    batch = learner.prepare(split.rows(numbers.numpy()), keyed.keys(0, 3, numbers))
-    batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+    numbers = torch.from_numpy(np.ascontiguousarray(batch_indices(0, 3, case.rows, corpus)[world.slice(case.rows)]))
+    rows = _rows(case, shards, numbers)
+
+    def prepared(step: int) -> dict[str, Tensor]:
+        batch = learner.prepare(rows, keyed.keys(0, step, numbers))
+        return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+
     objective.train()
+    batch = prepared(3)
     count = world.sum(objective.count(batch).double())
-    found = {"loss": torch.tensor(learner.gradient(3, batch, count, rows).means(world).loss)}
+    found = {"loss": torch.tensor(learner.gradient(3, batch, count, case.rows).means(world).loss)}
     found |= {f"gradient {n}": p.grad for n, p in objective.named_parameters() if p.grad is not None}
     found |= {f"buffer {n}": b.clone() for n, b in objective.named_buffers()}
     objective.eval()
     totals = Totals(world.device)
-    batch = learner.prepare(split.rows(numbers.numpy()), keyed.keys(0, EVALUATION_STEP, numbers))
-    batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
-    learner.evaluate(batch, rows, totals)
+    learner.evaluate(prepared(EVALUATION_STEP), case.rows, totals)
     found["validation"] = torch.tensor(totals.means(world).loss)
     return found
 
 
 def main(shards: Path, out: Path) -> None:
+    torch.set_num_threads(1)
     world = World.start()
-    for case in cases():
-        for micro_batch in (8, 2):
-            if "norm" in case and micro_batch != 8:
-                continue
-            found = gradients(case, shards, world, micro_batch)
-            save_file({n: v.contiguous().clone() for n, v in found.items()}, out / f"{case}-{micro_batch}-{world.rank}")
+    for name, case in CASES.items():
+        for micro_batch in (8,) if case.batch_norm else (8, 2):
+            found = gradients(name, shards, world, micro_batch)
+            save_file({n: v.contiguous().clone() for n, v in found.items()}, out / f"{name}-{micro_batch}-{world.rank}")
     world.close()
 
 

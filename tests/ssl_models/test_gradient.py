@@ -9,14 +9,15 @@ from ssl_models.gradient import Learner
 from ssl_models.parallel import World
 from ssl_models.shards import Shards
 from tests.ssl_models import corpora, gradient_cases
+from tests.ssl_models.gradient_cases import CASES
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpora.text_shards(tmp_path_factory.mktemp("gradient") / "shards")
+    return gradient_cases.folder(tmp_path_factory.mktemp("gradient") / "shards")
 
 
-@pytest.mark.parametrize("case", [case for case in gradient_cases.cases() if "norm" not in case])
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if not case.batch_norm])
 @pytest.mark.parametrize("micro_batch", [2, 3])
 def test_accumulated_micro_batches_have_the_gradient_of_the_whole_batch(
     case: str, micro_batch: int, shards: Path
