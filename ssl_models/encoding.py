@@ -41,6 +41,7 @@ class Encoding(BaseModel):
     width: int = 0
     mean: tuple[float, ...] = Field(default=(), description="per channel, of pixels in [0, 1], over the corpus")
     std: tuple[float, ...] = ()
+    codec: Literal["jpeg"] | None = Field(default=None, description="of a row's pixels in the shards; none: uint8")
     codebook: int = Field(default=0, description="entries in codebook.safetensors; 0: none")
 
     def save(self, folder: Path) -> None:

@@ -18,10 +18,12 @@ _CHUNK = 1 << 22
 
 
 class Column(Strict):
-    """Values of one row: `dtype` as NumPy names it, `shape` empty for a single number."""
+    """Values of one row: `dtype` as NumPy names it, `shape` empty for a single number. With `codec`, the file holds
+    encoded rows of any length, and these are the values that they decode to."""
 
     dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"]
     shape: tuple[int, ...] = ()
+    codec: Literal["jpeg"] | None = None
 
 
 class Shard(Strict):

@@ -1,14 +1,20 @@
 """Read what the shard stage wrote: fixed-width rows in memory-mapped Arrow files, in a random order that has no state.
 
 A column of a file is a zero-copy NumPy view `[rows, ...]`; a batch costs one fancy index per file it touches, and
-memory holds what the kernel keeps of the files. Which rows make up step `n` is a pure function of (seed, n): each epoch
-is a Feistel permutation of the row numbers (Black and Rogaway 2002, "Ciphers with arbitrary finite domains": cycle
-walking), evaluated just at the positions asked for. So a resumed run needs no replay, no permutation of a billion rows
-is ever held, and any number of processes sees the same global batches.
+memory holds what the kernel keeps of the files. A column of JPEGs is indexed alike, and decodes the rows asked for.
+
+Which rows make up step `n` is a pure function of (seed, n): each epoch is a Feistel permutation of the row numbers
+(Black and Rogaway 2002, "Ciphers with arbitrary finite domains": cycle walking), evaluated just at the positions asked
+for. So a resumed run needs no replay, no permutation of a billion rows is ever held, and any number of processes sees
+the same global batches.
 """
 
 from __future__ import annotations
 
+import functools
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +29,7 @@ from ssl_models.manifest import FILE, PROBE_COLUMNS, Column, Manifest, checksum
 
 Indices = npt.NDArray[np.int64]
 View = npt.NDArray[Any]
+Pixels = npt.NDArray[np.uint8]
 
 _ROUNDS = 8  # 4 make a Feistel network strong; small domains deserve more
 _FEW = 1024  # rows that are sorted by a keyed hash instead: no slower, and every permutation is equally likely
@@ -34,7 +41,7 @@ class Split:
 
     name: str
     columns: dict[str, Column]
-    files: tuple[dict[str, View], ...]
+    files: tuple[dict[str, View | Jpegs], ...]
     starts: Indices
     """First row number of each file, and the number of rows as the last entry."""
 
@@ -99,7 +106,44 @@ class Shards:
                     raise ValueError(f"{path}: differs from its checksum in {FILE}; run the shard stage again")
 
 
-def _map(path: Path, rows: int, columns: dict[str, Column]) -> dict[str, View]:
+@dataclass(frozen=True)
+class Jpegs:
+    """A column of pictures as JPEG: row `i` is `data[ends[i]:ends[i + 1]]`, zero-copy views of the file `path`. Indexed
+    by row numbers `[batch]`, it is uint8 `[batch, *shape]`, of `shape` (channels, height, width)."""
+
+    path: Path
+    ends: Indices
+    data: Pixels
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: Indices) -> Pixels:
+        """The pixels of `rows`, decoded by threads; ValueError names a row that cannot be."""
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        for _ in _threads().map(self._decode, rows.tolist(), out):
+            pass
+        return out
+
+    def _decode(self, row: int, out: Pixels) -> None:
+        from PIL import Image  # needed for such columns alone
+
+        data = self.data[self.ends[row] : self.ends[row + 1]].tobytes()
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+                pixels = np.asarray(picture)
+            out[:] = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: row {row} is not a JPEG of {list(self.shape)} ({error}); run the shard stage again"
+            ) from None
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """As many as there are cores for this process: Pillow decodes outside Python's lock."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="jpeg")
+
+
+def _map(path: Path, rows: int, columns: dict[str, Column]) -> dict[str, View | Jpegs]:
     """Zero-copy views `[rows, *shape]` of the columns of one file; they keep the map open as long as they live."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -111,11 +155,14 @@ def _map(path: Path, rows: int, columns: dict[str, Column]) -> dict[str, View]:
         raise ValueError(f"{path}: is damaged or cut short ({error}); run the shard stage again") from None
     if batch is None or batch.num_rows != rows:
         raise ValueError(f"{path}: does not hold one batch of {rows} rows; run the shard stage again")
-    views = {}
+    views: dict[str, View | Jpegs] = {}
     for name, column in columns.items():
         if name not in batch.schema.names:
             raise ValueError(f"{path}: has no column {name!r}; run the shard stage again")
         values = batch.column(name)
+        if column.codec:
+            views[name] = _jpegs(path, values, column)
+            continue
         if isinstance(values, pa.FixedSizeListArray):
             values = values.flatten()
         view = values.to_numpy(zero_copy_only=True)
@@ -123,6 +170,13 @@ def _map(path: Path, rows: int, columns: dict[str, Column]) -> dict[str, View]:
             raise ValueError(f"{path}: column {name!r} is not {column.dtype} {list(column.shape)} a row")
         views[name] = view.reshape(rows, *column.shape)
     return views
+
+
+def _jpegs(path: Path, values: pa.Array, column: Column) -> Jpegs:
+    if not pa.types.is_large_binary(values.type):
+        raise ValueError(f"{path}: its pictures are not JPEGs, as the manifest says; run the shard stage again")
+    _, ends, data = values.buffers()
+    return Jpegs(path, np.frombuffer(ends, np.int64), np.frombuffer(data, np.uint8), column.shape)
 
 
 def order(seed: int, epoch: int, rows: int, positions: npt.ArrayLike | None = None) -> Indices:

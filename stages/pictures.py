@@ -154,6 +154,13 @@ def encoded(pixels: Pixels) -> bytes:
     return stream.getvalue()
 
 
+def as_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Pixels `[channels, height, width]` as JPEG, its colour at half the resolution."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
 # ---- frames -----------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,8 @@ disk holds three copies of the tokens for a while). Each module `stages/modaliti
     def columns(encoding) -> dict[str, Column]      # dtype and shape of a row
     def values(rows: pa.RecordBatch, encoding) -> dict[str, Ragged]  # of each document; none: it is left out
 
-Where documents are not packed, each is one row, cut or padded with `encoding.pad` to the width of its column.
+Where documents are not packed, each is one row, cut or padded with `encoding.pad` to the width of its column; rows of a
+column with a codec are whole, each of its own length.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ SPLITS = {
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Array = npt.NDArray[Any]
+Values = dict[str, Array | list[bytes]]
+"""Some rows of every column: `[rows, width]`, `[rows]`, or the bytes of each row of a column with a codec."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,8 @@ class _Writer:
             return SplitManifest(rows=0, bytes=0)
         packed = np.memmap(scratch, spool.values.dtype, mode="r", shape=(rows, width))
         turn = random.permutation(rows)
-        return self._write(split, rows, lambda start, end: {column: packed[turn[start:end]]})
+        row_bytes = _row_bytes(self.columns)
+        return self._write(split, rows, lambda start, end: {column: packed[turn[start:end]]}, row_bytes)
 
     def fixed(self, split: str, chosen: Mask, documents: Documents, test: Mask | None = None) -> SplitManifest:
         """One document a row, in a random order; in the probe, where `test` tells its parts apart, with its class and
@@ -256,12 +260,15 @@ class _Writer:
         mine = self._random(split).permutation(np.flatnonzero(chosen))
         self.documents[split] = len(mine)
 
-        def gather(start: int, end: int) -> dict[str, Array]:
+        def gather(start: int, end: int) -> Values:
             numbers = mine[start:end]
-            found: dict[str, Array] = {}
+            found: Values = {}
             for name, column in self.columns.items():
-                found[name] = np.full((len(numbers), math.prod(column.shape)), self.pad, column.dtype)
-                for row, document in zip(found[name], numbers, strict=True):
+                if column.codec:
+                    found[name] = [documents.spools[name].document(int(document)).tobytes() for document in numbers]
+                    continue
+                found[name] = table = np.full((len(numbers), math.prod(column.shape)), self.pad, column.dtype)
+                for row, document in zip(table, numbers, strict=True):
                     values = documents.spools[name].document(int(document))[: len(row)]
                     row[: len(values)] = values
             if test is not None:
@@ -270,14 +277,20 @@ class _Writer:
                 found["group"] = documents.group[numbers]
             return found
 
-        return self._write(split, len(mine), gather)
+        return self._write(split, len(mine), gather, self._mean_row_bytes(mine, documents))
+
+    def _mean_row_bytes(self, mine: Ints, documents: Documents) -> int:
+        """Bytes of a row, where columns with a codec have rows of different lengths."""
+        encoded = [name for name, column in self.columns.items() if column.codec]
+        fixed = _row_bytes({name: column for name, column in self.columns.items() if name not in encoded})
+        return fixed + sum(int(documents.spools[name].lengths()[mine].sum()) for name in encoded) // max(1, len(mine))
 
     def _random(self, split: str) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, list(SPLITS).index(split)])))
 
-    def _write(self, split: str, rows: int, gather: Callable[[int, int], dict[str, Array]]) -> SplitManifest:
+    def _write(self, split: str, rows: int, gather: Callable[[int, int], Values], row_bytes: int) -> SplitManifest:
         """Write rows 0..rows-1 of `gather(start, end)` as files of about `SHARD_BYTES`, read each back, sum it."""
-        per_file = max(1, SHARD_BYTES // _row_bytes(self.columns))
+        per_file = max(1, SHARD_BYTES // max(1, row_bytes))
         shards, size = [], 0
         for number, start in enumerate(range(0, rows, per_file)):
             table = _table(gather(start, min(rows, start + per_file)))
@@ -291,19 +304,21 @@ class _Writer:
 
 
 def _row_bytes(columns: Mapping[str, Column]) -> int:
-    """Bytes of one row."""
+    """Bytes of one row, decoded."""
     return sum(np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in columns.values())
 
 
-def _table(columns: Mapping[str, Array]) -> pa.Table:
-    """Arrays `[rows, width]` as FixedSizeList columns, `[rows]` as plain ones, without a copy."""
-    arrays = {
-        name: pa.array(values)
-        if values.ndim == 1
-        else pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
-        for name, values in columns.items()
-    }
-    return pa.table(arrays)
+def _table(columns: Values) -> pa.Table:
+    """Arrays `[rows, width]` as FixedSizeList columns and `[rows]` as plain ones, without a copy; bytes as binary."""
+    return pa.table({name: _column(values) for name, values in columns.items()})
+
+
+def _column(values: Array | list[bytes]) -> pa.Array:
+    if isinstance(values, list):
+        return pa.array(values, pa.large_binary())
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
 
 
 def _metrics(

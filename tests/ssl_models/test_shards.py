@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_models.manifest import FILE
-from ssl_models.shards import Shards, batch_indices, order
+from ssl_models.shards import Jpegs, Shards, batch_indices, order
+from stages.pictures import as_jpeg
 
 ROWS = st.integers(1, 5000)
 SEED = st.integers(0, 2**40)
@@ -86,6 +87,17 @@ def test_only_the_probe_has_labels(tiny_text_shards):
 def test_a_row_that_is_not_there_is_an_index_error(tiny_text_shards, index):
     with pytest.raises(IndexError, match="train: row numbers"):
         Shards.open(tiny_text_shards).split("train").rows([index])
+
+
+def test_a_row_that_is_no_jpeg_of_its_size_is_named(tmp_path):
+    picture = as_jpeg(np.full((3, 8, 8), 100, np.uint8), 90)
+    rows = [picture, picture[: len(picture) // 3], as_jpeg(np.zeros((3, 8, 16), np.uint8), 90), b""]
+    ends = np.cumsum([0, *map(len, rows)])
+    jpegs = Jpegs(tmp_path / "part-00000.arrow", ends, np.frombuffer(b"".join(rows), np.uint8), (3, 8, 8))
+    assert jpegs[np.array([0, 0])].tolist() == np.full((2, 3, 8, 8), 100).tolist()
+    for row in (1, 2, 3):
+        with pytest.raises(ValueError, match=rf"part-00000\.arrow: row {row} is not a JPEG of \[3, 8, 8\]"):
+            jpegs[np.array([0, row])]
 
 
 @pytest.fixture

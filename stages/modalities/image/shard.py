@@ -1,9 +1,10 @@
-"""A row of a picture corpus is one picture's pixels, ready to be memory-mapped."""
+"""A row of a picture corpus is one picture's pixels, or the JPEG of them, ready to be memory-mapped."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ssl_models.encoding import Encoding
 from ssl_models.manifest import Column
@@ -24,12 +25,12 @@ def described(encoding: Encoding, options: Options) -> Encoding:
 
 def columns(encoding: Encoding) -> dict[str, Column]:
     """One row: `pixels` `[channels, height, width]`."""
-    return {"pixels": Column(dtype="uint8", shape=(encoding.channels, encoding.height, encoding.width))}
+    shape = (encoding.channels, encoding.height, encoding.width)
+    return {"pixels": Column(dtype="uint8", shape=shape, codec=encoding.codec)}
 
 
 def values(rows: pa.RecordBatch, encoding: Encoding) -> dict[str, Ragged]:
-    """The pixels of each picture; nothing of a row without any, which is then left out."""
+    """The bytes of each picture; nothing of a row without any, which is then left out."""
     pixels = rows.column("pixels")
-    present = pixels.is_valid().to_numpy(zero_copy_only=False)
-    flat = np.frombuffer(b"".join(pixels.drop_null().to_pylist()), np.uint8)
-    return {"pixels": Ragged(flat, np.where(present, pixels.type.byte_width, 0).astype(np.int64))}
+    lengths = pc.fill_null(pc.binary_length(pixels), 0).to_numpy().astype(np.int64)
+    return {"pixels": Ragged(np.frombuffer(b"".join(pixels.drop_null().to_pylist()), np.uint8), lengths)}

@@ -1,4 +1,5 @@
-"""Pictures become uint8 pixels of one size: decoded here, once, and memory-mapped ever after.
+"""Pictures become uint8 pixels of one size: decoded here, once, and memory-mapped ever after. A corpus too large for
+that keeps them as JPEGs of this size (`jpeg`), which are memory-mapped too and decoded as their rows are read.
 
 A picture is scaled until it covers the wanted size and its centre is cut out (`stages/pictures.py`). Mean and deviation
 of each channel, and the visual codebook where one is asked for, come from a sample that a hash of the id chooses: all
@@ -43,6 +44,7 @@ class Options(Strict):
     height: int | None = Field(default=None, ge=4, le=4096)
     width: int | None = Field(default=None, ge=4, le=4096)
     channels: int = Field(default=3, description="1 (grey) or 3 (RGB)")
+    jpeg: int = Field(default=0, ge=0, le=100, description="keep pictures as JPEG of this quality; 0: as uint8 pixels")
     codebook: int = Field(default=0, ge=0, le=65536, description="entries of the visual codebook; 0: none")
     patch: int = Field(default=4, ge=1, description="side of the patches that the codebook stands for, in pixels")
     sample: int = Field(
@@ -96,6 +98,7 @@ def described(modality: Any, pixels: Pixels, options: Options, folder: Path) -> 
         width=width,
         mean=mean,
         std=deviation,
+        codec="jpeg" if options.jpeg else None,
         codebook=codes,
     )
 
@@ -166,8 +169,10 @@ def _codebook(pixels: Pixels, options: Options, folder: Path) -> int:
 
 
 def fields(encoding: Encoding) -> list[pa.Field]:
-    """`pixels`: the bytes of uint8 `[frames, channels, height, width]` (`[channels, height, width]` of a picture)."""
-    return [pa.field("pixels", pa.binary(encoding.frames * encoding.channels * encoding.height * encoding.width))]
+    """`pixels`: the bytes of uint8 `[frames, channels, height, width]` (`[channels, height, width]` of a picture), or
+    of a JPEG."""
+    size = encoding.frames * encoding.channels * encoding.height * encoding.width
+    return [pa.field("pixels", pa.binary() if encoding.codec else pa.binary(size))]
 
 
 class Usage:
@@ -207,7 +212,9 @@ class Encoder:
             self.counts["bytes"] += len(content)
         if self._usage is not None and found:
             self._usage.count(np.stack(found), self.counts)
-        return [pa.array([pixels.tobytes() for pixels in found], self._type)]
+        jpeg = self._options.jpeg
+        kept = (pictures.as_jpeg(pixels, jpeg) if jpeg else pixels.tobytes() for pixels in found)
+        return [pa.array(kept, self._type)]
 
 
 def metrics(counts: Mapping[str, int], encoding: Encoding) -> dict[str, Any]:

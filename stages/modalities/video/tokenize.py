@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_models.encoding import Encoding
 from stages import pictures
@@ -31,6 +31,12 @@ class Options(image.Options):
     frames: int = Field(ge=2, le=1024, description="in a row")
     every: int = Field(default=1, ge=1, description="1: each frame of the clip, 2: each second one, ...")
     sample: int = Field(default=512, ge=1, description="clips for statistics and codebook, at most")
+
+    @model_validator(mode="after")
+    def _frames_are_uint8(self) -> Options:
+        if self.jpeg:
+            raise ValueError("jpeg: only single pictures can be kept as JPEG, frames of video are uint8: leave it out")
+        return self
 
 
 def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:

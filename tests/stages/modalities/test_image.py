@@ -12,12 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_models import codebook
+from ssl_models import codebook, keyed
+from ssl_models.batches import Batches
+from ssl_models.config import Train
 from ssl_models.encoding import Encoding
+from ssl_models.parallel import World
 from ssl_models.shards import Shards
 from stages import dedup, ingest, pictures, shard, tables, tokenize
 from stages.modalities.image import dedup as image_dedup
@@ -25,6 +29,7 @@ from stages.modalities.image import ingest as image_ingest
 from stages.modalities.image import tokenize as image_tokenize
 from stages.params import UserError, options
 from stages.readers import digits
+from tests.ssl_models.objectives.pictures import objective, vit
 
 STAGES = (ingest.ingest, dedup.dedup, tokenize.run, shard.run)
 Run = Callable[..., None]
@@ -131,6 +136,58 @@ def test_rows_hold_the_pixels_of_their_pictures_in_order(tmp_path: Path, run_sta
     assert encoding.std == pytest.approx((pixels.std() / 255,), abs=1e-6)
 
 
+def kept(root: Path, run_stages: Run, classes: bool = True, **options: Any) -> tuple[Shards, dict[str, bytes]]:
+    """The shards of 40 pictures, in two classes or none, with these options of tokenize; the bytes of their files."""
+    for number in range(40):
+        (root / f"raw/{number % 2}").mkdir(parents=True, exist_ok=True)
+        noise(120, 90, number, cells=5).save(root / f"raw/{number % 2}/{number}.png")
+    corpus(root, ingest={"class_folders": classes}, tokenize={"size": 48, **options})
+    run_stages(root, *STAGES)
+    folder = root / "data/shard/tiny/shards"
+    written = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+    return Shards.open(folder), written
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_kept_as_jpeg_are_read_as_the_same_rows(tmp_path: Path, run_stages: Run, channels: int) -> None:
+    plain, _ = kept(tmp_path / "uint8", run_stages, channels=channels)
+    small, written = kept(tmp_path / "jpeg", run_stages, channels=channels, jpeg=90)
+    small.verify()
+    assert small.manifest.columns["pixels"].codec == "jpeg" and plain.manifest.columns["pixels"].codec is None
+    for name in plain.manifest.splits:
+        rows = np.random.default_rng(0).permutation(len(plain.split(name)))
+        one, other = plain.split(name).rows(rows), small.split(name).rows(rows)
+        assert len(rows) and one.keys() == other.keys()
+        assert other["pixels"].shape == (len(rows), channels, 48, 48) and other["pixels"].dtype == one["pixels"].dtype
+        error = (one["pixels"].double() - other["pixels"].double()).square().mean(dim=(1, 2, 3))
+        assert (10 * (255**2 / error).log10()).min() > 35  # dB, of every picture
+        assert all(torch.equal(one[column], other[column]) for column in one if column != "pixels")
+    assert small.manifest.splits["train"].bytes < plain.manifest.splits["train"].bytes * (
+        0.35 if channels == 3 else 0.6
+    )
+    assert kept(tmp_path / "jpeg", run_stages, channels=channels, jpeg=90)[1] == written
+
+
+def test_a_model_learns_from_pictures_kept_as_jpeg(tmp_path: Path, run_stages: Run) -> None:
+    shards, _ = kept(tmp_path, run_stages, classes=False, jpeg=80)
+    assert shards.manifest.splits["probe"].rows == 0
+    learner = objective("masked_pixels", vit("mae", patch=8), Encoding.load(shards.folder / "encoding"))
+    settings = Train(steps=30, batch=16)
+    batches = Batches(shards.split("train"), settings, World())
+    optimizer = torch.optim.Adam(learner.parameters(), 3e-3)
+    losses = []
+    for step in range(settings.steps):
+        rows, numbers = batches.take(step)
+        batch = learner.prepare(rows, keyed.keys(0, step, numbers))
+        loss = learner(batch).loss / learner.count(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    batches.close()
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
 def copies(original: Image.Image) -> dict[str, bytes]:
     """One picture in many encodings and sizes."""
     found = {}
@@ -212,6 +269,7 @@ def test_the_codebook_is_the_one_that_its_module_trains(tmp_path: Path, run_stag
         ({"size": 8, "channels": 2}, "channels: must be 1 or 3"),
         ({"size": 10, "codebook": 8, "patch": 4}, "patch: 4 does not divide 10x10 pixels"),
         ({"size": 0}, "size: must be greater than or equal to 4"),
+        ({"size": 8, "jpeg": 101}, "jpeg: must be less than or equal to 100"),
         ({"size": 8, "keep": "jpeg"}, "keep: no such key"),
     ],
 )

@@ -141,6 +141,12 @@ def test_frames_are_the_first_or_every_second() -> None:
     assert video_tokenize.decoded(bundle(video), video_tokenize.Options(size=12, frames=7)) is None
 
 
+def test_frames_kept_as_jpeg_are_refused(tmp_path: Path, run_stages: Callable[..., None]) -> None:
+    corpus(tmp_path, tokenize={"size": 20, "channels": 1, "frames": 4, "jpeg": 90})
+    with pytest.raises(UserError, match=r"corpora\.tiny\.tokenize: jpeg: only single pictures can be kept as JPEG"):
+        run_stages(tmp_path, tokenize.run)
+
+
 def frame_folders(root: Path, lengths: dict[str, int]) -> None:
     for number, (name, length) in enumerate(lengths.items()):
         folder = root / "raw" / name
