@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from ssl_models.encoding import Encoding
@@ -20,6 +23,7 @@ from stages.clusters import gather
 from stages.modalities.image_text import dedup as pair_dedup
 from stages.modalities.image_text import ingest as pair_ingest
 from stages.modalities.image_text import shard as pair_shard
+from stages.modalities.image_text import tokenize as pair_tokenize
 from stages.readers import Pictures, Record, captioned_digits
 from stages.readers.digits import SIDE, handwritten
 
@@ -54,20 +58,42 @@ def test_pairs_become_rows_of_pixels_and_tokens(project: Path, run_stages: Calla
     tokenizer = Tokenizer.from_file(str(project / "data/shard/tiny/shards/encoding/tokenizer.json"))
     captions = {row["text"] for row in rows(project, "ingest")}
     assert len(captions) == 200
-    sides = {}
-    for split in ("train", "validation", "probe"):
-        opened = shards.split(split)
-        found = opened.rows(range(len(opened)))
+    sides, written = {}, {}
+    for split, found in parts(shards).items():
         assert found["pixels"].shape[1:] == (1, 20, 20) and found["tokens"].shape[1:] == (10,)
         ends = (found["tokens"] == encoding.eos).sum(dim=1)
         assert ends.min() == ends.max() == 1
         sides[split] = {tokenizer.decode(row.tolist()).strip() for row in found["tokens"]}
+        written[split] = set.union(*(handwriting(picture) for picture in found["pixels"][:, 0].numpy()))
     assert set.union(*sides.values()) == captions
-    assert not sides["train"] & sides["probe"]  # a composition of the probe is in no training pair
-    assert not sides["train"] & sides["validation"]
+    for one, other in itertools.combinations(sides, 2):  # a held-out pair has its composition and its digits alone
+        assert not sides[one] & sides[other] and not written[one] & written[other]
     probe = shards.split("probe").rows(range(len(shards.split("probe"))))
     names = [shards.manifest.labels[label] for label in probe["label"]]
     assert [tokenizer.decode(row.tolist()).split()[0] for row in probe["tokens"]] == names
+
+
+def parts(shards: Shards) -> dict[str, dict[str, torch.Tensor]]:
+    """The rows of train and validation, and of both parts of the probe."""
+    rows = {name: shards.split(name).rows(range(len(shards.split(name)))) for name in ("train", "validation", "probe")}
+    probe = rows.pop("probe")
+    for test in (0, 1):
+        rows[f"probe {test}"] = {name: values[probe["test"] == test] for name, values in probe.items()}
+    return rows
+
+
+@functools.cache
+def numbered() -> dict[bytes, int]:
+    return {digit.tobytes(): number for number, digit in enumerate(handwritten()[0])}
+
+
+def handwriting(picture: np.ndarray) -> set[int]:
+    """The numbers of the handwritten digits that a picture `[side, side]` shows."""
+    numbers = numbered()
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (SIDE, SIDE)).reshape(-1, SIDE, SIDE)
+    found = {numbers[window.tobytes()] for window in windows if window.tobytes() in numbers}
+    assert len(found) == 2
+    return found
 
 
 def test_every_handwritten_digit_has_one_place_in_one_composition() -> None:
@@ -118,11 +144,14 @@ def test_a_pair_is_a_duplicate_only_if_both_sides_are(tmp_path: Path) -> None:
         assert clusters.exact.tolist() == [True, True, True, not near, True]
 
 
-def test_a_long_caption_is_cut_and_still_ends() -> None:
-    encoding = Encoding(modality="image_text", vocabulary=99, eos=7, pad=0, length=4, channels=1, height=1, width=2)
+@pytest.mark.parametrize("codec", [None, "jpeg"])
+def test_a_long_caption_is_cut_and_still_ends(codec: str | None) -> None:
+    sizes = {"vocabulary": 99, "eos": 7, "pad": 0, "length": 4, "channels": 1, "height": 1, "width": 2}
+    encoding = Encoding.model_validate({"modality": "image_text", "codec": codec, **sizes})
+    assert pair_shard.columns(encoding)["pixels"].codec == codec and not pair_shard.columns(encoding)["tokens"].codec
     batch = pa.record_batch(
         {
-            "pixels": pa.array([b"ab", b"cd", b"ef"], pa.binary(2)),
+            "pixels": pa.array([b"ab", b"cd", b"ef"], pair_tokenize.fields(encoding)[0].type),
             "tokens": pa.array([[1, 2, 3, 4, 5], [6], [1, 2, 3]], pa.list_(pa.uint16())),
         }
     )
