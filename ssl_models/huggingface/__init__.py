@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ssl_models.config import Backbone
 from ssl_models.encoding import Encoding
@@ -85,6 +88,16 @@ def fits(architecture: Architecture) -> bool:
     return True
 
 
+class _Unfilled(TorchFunctionMode):
+    """Draws no weights: on the meta device there is nothing to fill, and trying it imports torch's compiler (4 s)."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **kwargs)
+
+
 def state_to_hugging_face(state: State, architecture: Architecture) -> State:
     """The `state_dict` of a `Transformer` under Hugging Face's names, on the CPU, contiguous, no two sharing memory."""
     correspondence = _correspondence(architecture)
@@ -117,7 +130,7 @@ def state_from_hugging_face(state: State, config: Config) -> tuple[Architecture,
         left.pop(c.head, None)
     architecture = _architecture(config, tied=tied)
     left = c.adopt(left, architecture)
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         shapes = {name: value.shape for name, value in Transformer(architecture).state_dict().items()}
     ours = rename_from(left, c.table(architecture), architecture, shapes)
     dropped = matching(left, c.dropped)
@@ -144,7 +157,7 @@ def read(folder: Path) -> tuple[Architecture, State]:
 def from_hugging_face(folder: Path) -> Transformer:
     """The model of a Hugging Face folder, in eval mode on the CPU in float32; ValueError as `read`."""
     architecture, state = read(folder)
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = Transformer(architecture)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_().eval()

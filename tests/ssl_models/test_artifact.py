@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,13 @@ def test_a_damaged_folder_is_one_sentence(file: str, content: bytes, encoding: E
 def test_an_option_that_is_unknown_is_named_by_its_path(encoding: Encoding) -> None:
     with pytest.raises(ValueError, match=r"models.x.task.droput: no such key"):
         artifact.build(model(task={"droput": 1}), encoding, "models.x.task")
+
+
+def test_loading_does_not_import_the_compiler(encoding: Encoding, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    artifact.save(built(LLAMA, encoding), LLAMA, encoding, folder)
+    code = (
+        "import sys; from pathlib import Path; from ssl_models import artifact; artifact.load(Path(sys.argv[1]))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
