@@ -33,7 +33,7 @@ class Batches:
         )
         self._next = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < self._train.steps else None
         rows, numbers = ahead.result()
-        return on(self._world, rows), numbers.to(self._world.device)
+        return on(self._world, rows), numbers.to(self._world.device, non_blocking=True)
 
     def close(self) -> None:
         """End the thread."""
@@ -43,7 +43,7 @@ class Batches:
         """Rows of `step` and their numbers, in memory that a GPU can copy from by itself."""
         train = self._train
         numbers = batch_indices(train.seed, step, train.batch, len(self._split))[self._world.slice(train.batch)]
-        rows = self._split.rows(numbers)
+        rows, index = self._split.rows(numbers), torch.from_numpy(numbers)
         if self._world.device.type == "cuda":
-            rows = {name: value.pin_memory() for name, value in rows.items()}
-        return rows, torch.from_numpy(numbers)
+            return {name: value.pin_memory() for name, value in rows.items()}, index.pin_memory()
+        return rows, index

@@ -19,13 +19,15 @@ from ssl_models.linear import linear, product
 
 IGNORE = -100
 """A target that is not predicted."""
-CHUNK = {"cpu": 2**21, "cuda": 2**28}
-"""Logits computed at once: on a CPU so few that caches hold them, on a GPU so many that its matrix units are filled."""
+CHUNK = {"cpu": 2**21, "cuda": 2**29}
+"""Most logits computed at once: on a CPU so few that caches hold them, on a GPU so many that its matrix units are
+filled."""
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Positions per chunk."""
-    return max(64, CHUNK.get(device.type, CHUNK["cuda"]) // vocabulary)
+    """Positions per chunk: a power of two, which batches are multiples of, so that no chunk is a small remainder."""
+    most = max(64, CHUNK.get(device.type, CHUNK["cuda"]) // vocabulary)
+    return 1 << (most.bit_length() - 1)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -50,15 +52,16 @@ class _ChunkedLoss(torch.autograd.Function):
             logits = product(hidden[here], matrix).float()
             if bias is not None:
                 logits += bias
-            counted = wanted != IGNORE
+            counted = (wanted != IGNORE)[:, None]
             index = wanted.clamp(min=0)[:, None]
             normaliser = logits.logsumexp(1, keepdim=True)
-            total += ((normaliser - logits.gather(1, index)).squeeze(1) * counted).sum()
-            gradient = logits.sub_(normaliser).exp_()
-            gradient.scatter_add_(1, index, torch.full_like(normaliser, -1.0)).mul_(counted[:, None])
+            likelihood = logits.gather(1, index) - normaliser
+            total -= (likelihood * counted).sum()
+            # softmax - one-hot; the target's own is set, not subtracted, so that rounding takes nothing from it
+            gradient = logits.sub_(normaliser).exp_().mul_(counted).to(hidden.dtype)
+            gradient.scatter_(1, index, likelihood.expm1().mul_(counted).to(hidden.dtype))
             if toward_bias is not None:
-                toward_bias += gradient.sum(0)
-            gradient = gradient.to(hidden.dtype)
+                toward_bias += gradient.sum(0, dtype=toward_bias.dtype)
             toward_hidden[here] = product(gradient, matrix.T)
             toward_weight += product(gradient.T, hidden[here].T)
         ctx.save_for_backward(toward_hidden, toward_weight, toward_bias)
@@ -67,8 +70,9 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the forward pass, times `upstream`."""
-        scaled = (None if made is None else made * upstream.to(made.dtype) for made in ctx.saved_tensors)
+        """The gradients of the forward pass, times `upstream`, whose one dimension keeps it from being rounded."""
+        factor = upstream.view(1)
+        scaled = (None if made is None else (made * factor).to(made.dtype) for made in ctx.saved_tensors)
         return (*scaled, None)
 
 

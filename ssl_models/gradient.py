@@ -25,6 +25,8 @@ from ssl_models.parallel import World
 
 ACTIVATIONS = 2 * 2**30
 """Bytes that a micro-batch's saved activations may take on the CPU, unless that is over an eighth of the memory."""
+MARGIN = 1 / 20
+"""Part of a GPU's memory that no micro-batch is tried in: for buckets of gradients, and for fragments."""
 EVALUATION_STEP = 0xFFFFFFFF
 """The step whose keys corrupt validation rows: no training step reaches it."""
 
@@ -56,10 +58,10 @@ class Totals:
         """Summed over the processes and divided; `count` is already global."""
         names = sorted(self.sums)
         flat = torch.stack([self.loss, *(value for name in names for value in self.sums[name])])
-        loss, *rest = world.sum(flat).tolist()
+        loss, *rest, count = torch.cat([world.sum(flat), self.count.view(1)]).tolist()
         pairs = zip(rest[::2], rest[1::2], strict=True)
         metrics = {name: n / d if d else math.nan for name, (n, d) in zip(names, pairs, strict=True)}
-        return Means(loss / max(float(self.count), 1.0), metrics)
+        return Means(loss / max(count, 1.0), metrics)
 
 
 class Learner:
@@ -190,20 +192,29 @@ class Learner:
 
     def _fit_gpu(self, batch: Batch, most: int) -> int:
         """By trying, beside as much memory as the optimizer will take, and halving when it runs out."""
-        reserve = [torch.empty_like(p) for p in self.objective.parameters() for _ in range(2)]
+        device = self.world.device
+        spare = int(torch.cuda.get_device_properties(device).total_memory * MARGIN)
+        reserve = [torch.empty(spare, dtype=torch.uint8, device=device)]
+        reserve += [torch.empty_like(p) for p in self.objective.parameters() for _ in range(2)]
         fitting = most
-        while True:
-            try:
-                autograd.backward(self._trial({name: value[:fitting] for name, value in batch.items()}))
-                break
-            except torch.OutOfMemoryError:
-                if fitting == 1:
-                    raise
-                fitting = math.ceil(fitting / 2)
-                self.objective.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
+        while not self._fits({name: value[:fitting] for name, value in batch.items()}):
+            if fitting == 1:
+                break  # the first step will say so, unless the reserve was all that it lacked
+            fitting = math.ceil(fitting / 2)
         del reserve
+        torch.cuda.empty_cache()
         return fitting
+
+    def _fits(self, batch: Batch) -> bool:
+        """Whether there is memory for the gradient of `batch`; nothing of it is left afterwards."""
+        fits = True
+        try:
+            autograd.backward(self._trial(batch))
+        except torch.OutOfMemoryError:
+            fits = False  # the error holds on to tensors until this block is left
+        self.objective.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return fits
 
     def _trial(self, batch: Batch) -> Tensor:
         with self.autocast():

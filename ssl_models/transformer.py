@@ -13,12 +13,14 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from ssl_models import compiler
 from ssl_models.linear import Linear, linear
 from ssl_models.presets import Architecture
 
@@ -186,9 +188,19 @@ def norm(architecture: Architecture, width: int = 0) -> nn.Module:
     return nn.LayerNorm(width, eps=architecture.norm_eps, bias=architecture.biases)
 
 
+_FLEX_WIDTH = 16
+"""The narrowest heads that `flex_attention` takes."""
+
+
+def _flexible(x: Tensor, architecture: Architecture) -> bool:
+    """Whether `flex_attention` can work on `x`, but for dropout: it is fast, and lean, only when compiled."""
+    if not x.is_cuda or architecture.head_width < _FLEX_WIDTH:
+        return False
+    return torch.compiler.is_compiling() or compiler.lacking() is None
+
+
 @functools.cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    """`flex_attention` is only fast, and only lean, when compiled."""
     return torch.compile(flex_attention)
 
 
@@ -249,7 +261,10 @@ class Attention(nn.Module):
         grouped = self.kv_heads != self.heads
         dropout = self.dropout if self.training else 0.0
         if view.blocks is not None:
-            mixed = _compiled_flex()(q, k, v, block_mask=view.blocks, scale=self.scale, enable_gqa=grouped)
+            flex: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+            # autocast leaves `flex_attention` alone, but CUDA's has made float32 of normalised queries and keys
+            q, k = q.to(v.dtype), k.to(v.dtype)
+            mixed = flex(q, k, v, block_mask=view.blocks, scale=self.scale, enable_gqa=grouped)
         else:
             mask = view.mask if view.mask is None or view.mask.dtype == torch.bool else view.mask.to(q.dtype)
             mixed = functional.scaled_dot_product_attention(
@@ -398,7 +413,7 @@ class Stack(nn.Module):
         shared = functools.partial(
             view, tokens, past + tokens, causal=self.causal, device=x.device, padding=padding, documents=documents
         )
-        flex = x.is_cuda and not (a.dropout and self.training)
+        flex = _flexible(x, a) and not (a.dropout and self.training)
         seen = shared(bias=self.bias(tokens, past + tokens) if self.bias else None, flex=flex and biases is None)
         turned = None
         if a.positions == "rotary":

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import flex_attention
 
+from ssl_models import compiler, transformer
 from ssl_models.config import Backbone
 from ssl_models.presets import PRESETS, Architecture, resolve
 from ssl_models.transformer import (
@@ -122,6 +123,68 @@ def test_the_block_mask_of_a_gpu_shows_what_the_mask_of_a_cpu_shows() -> None:
         mask, blocks = view(200, 200, **common).mask, view(200, 200, **common, flex=True).blocks
         expected = functional.scaled_dot_product_attention(q, k, v, mask)
         torch.testing.assert_close(flex_attention(q, k, v, block_mask=blocks), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("override", [{}, {"qk_norm": True}, {"kv_heads": 1}], ids=name)
+def test_packed_documents_of_a_gpu_are_one_graph_and_compute_the_same(
+    override: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU runs, but for the kernels: `flex_attention` under autocast, traced whole, its gradient too."""
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *tensors: None)
+    backbone = Backbone.model_validate({"preset": "llama", "layers": 1, "width": 32, "heads": 2, **override})
+    model = Transformer(resolve(backbone, vocabulary=VOCABULARY, context=256))
+    tokens = torch.randint(VOCABULARY, (2, 201), generator=torch.Generator().manual_seed(0))
+    documents = (tokens == 3).long().cumsum(1)
+
+    def loss() -> torch.Tensor:
+        return model.logits(model.decode(tokens, documents=documents)).float().square().mean()
+
+    found = []
+    for flexible in (False, True):
+        monkeypatch.setattr(transformer, "_flexible", lambda x, a, flexible=flexible: flexible)
+        run = torch.compile(loss, backend="aot_eager", fullgraph=True) if flexible else loss
+        with torch.autocast("cpu", torch.bfloat16):
+            value = run()
+        gradient = torch.autograd.grad(value, model.tokens.weight)[0]
+        found.append((value.detach(), gradient / gradient.norm()))
+    torch.testing.assert_close(*(value for value, _ in found), rtol=2e-3, atol=0)
+    assert (found[0][1] - found[1][1]).norm() < 0.01
+
+
+def test_normalised_queries_and_keys_enter_flex_attention_in_the_precision_of_the_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rms_norm = functional.rms_norm  # CUDA's autocast, unlike a CPU's, computes it in float32
+    monkeypatch.setattr(functional, "rms_norm", lambda x, *more: rms_norm(x.float(), *more))
+    monkeypatch.setattr(transformer, "_flexible", lambda x, a: True)
+    entered: list[torch.dtype] = []
+
+    def flex(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        entered.extend((q.dtype, k.dtype, v.dtype))
+        return v
+
+    monkeypatch.setattr(transformer, "_compiled_flex", lambda: flex)
+    model = Transformer(architecture("llama", qk_norm=True, layers=1))
+    tokens = torch.zeros(2, LENGTH, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.decode(tokens, documents=tokens)
+    assert entered == [torch.bfloat16] * 3
+
+
+def test_flex_attention_is_for_gpus_that_can_compile_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU:
+        is_cuda = True
+
+    wide, narrow = (
+        resolve(Backbone.model_validate({"preset": "gpt2", "width": 32, "heads": heads}), vocabulary=9, context=9)
+        for heads in (2, 4)
+    )
+    monkeypatch.setattr(compiler, "lacking", lambda: None)
+    assert transformer._flexible(OnGPU(), wide)  # type: ignore[arg-type]
+    assert not transformer._flexible(OnGPU(), narrow)  # type: ignore[arg-type]
+    assert not transformer._flexible(torch.zeros(1), wide)
+    monkeypatch.setattr(compiler, "lacking", lambda: "a C compiler")
+    assert not transformer._flexible(OnGPU(), wide)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, {"preset": "t5"}, {"preset": "bart"}], ids=name)
