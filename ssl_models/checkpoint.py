@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ssl_models.job import JobError
 
 STATE, META = "state.safetensors", "checkpoint.json"
 KEEP = 2
@@ -57,18 +60,22 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` under `folder`, then drop all but the newest two."""
+    """Write `checkpoint` under `folder`, then drop all but the newest two. A write that fails (a full disk: OSError or
+    SafetensorError) leaves nothing."""
     name = f"step-{checkpoint.step:010d}"
     partial = folder / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in checkpoint.tensors.items()}, partial / STATE)
-    meta = {"step": checkpoint.step, "blake2b": _checksum(partial / STATE), "meta": checkpoint.meta}
-    (partial / META).write_text(json.dumps(meta), encoding="utf-8")
-    for path in (partial / STATE, partial / META, partial):
-        sync(path)
-    shutil.rmtree(folder / name, ignore_errors=True)
-    partial.rename(folder / name)
+    try:
+        partial.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in checkpoint.tensors.items()}, partial / STATE)
+        meta = {"step": checkpoint.step, "blake2b": _checksum(partial / STATE), "meta": checkpoint.meta}
+        (partial / META).write_text(json.dumps(meta), encoding="utf-8")
+        for path in (partial / STATE, partial / META, partial):
+            sync(path)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        partial.rename(folder / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     sync(folder)
     for old in _folders(folder)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -82,26 +89,34 @@ def _load(path: Path) -> Checkpoint:
 
 
 def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a sentence for each newer one that was damaged and removed."""
+    """The newest checkpoint that is whole, or None; and a sentence for each newer one that was damaged and removed.
+    JobError where one cannot be read at the moment: it may be whole, and is left alone."""
     damaged: list[str] = []
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
     for path in _folders(folder):
         try:
             return _load(path), damaged
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
             damaged.append(f"checkpoint {path} is damaged ({error}); using the one before it")
             shutil.rmtree(path, ignore_errors=True)
+        except OSError as error:
+            raise JobError(f"checkpoint {path} cannot be read ({error.strerror}); try again") from None
     return None, damaged
 
 
 class Writer:
-    """Saves checkpoints in a thread, one at a time, so that training waits for the copy in memory only."""
+    """Saves checkpoints in a thread, one at a time, so that training waits for the copy in memory only. One that cannot
+    be written costs a warning, not the training: those before it remain, and the next one is due soon."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last checkpoint is still being written: another one would wait for it."""
+        return self._thread is not None and self._thread.is_alive()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Copy the tensors to the CPU and write them in the background; waits for the write before it."""
@@ -113,18 +128,21 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last checkpoint lies on the disk; OSError where it could not be written."""
+        """Until the last checkpoint lies on the disk, or its warning was printed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:
-            raise self._error
 
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             save(self._folder, checkpoint)
-        except BaseException as error:  # handed to the training thread by wait()
-            self._error = error
+        except (OSError, SafetensorError) as error:
+            print(
+                f"warning: the checkpoint of step {checkpoint.step} could not be written to {self._folder} ({error}); "
+                "training goes on",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def history(values: list[float]) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_models.job import JobError
+
 BUCKET = 25 * 2**20
 """Bytes of gradients in one exchange, as in DistributedDataParallel."""
 TIMEOUT = timedelta(minutes=30)
@@ -39,13 +41,16 @@ class World:
 
     @classmethod
     def start(cls) -> World:
-        """Join the processes that torchrun started; alone where it started none. RuntimeError without enough GPUs."""
+        """Join the processes that torchrun started; alone where it started none. JobError without enough GPUs."""
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_RANK", "0"))
         device = CPU
         if torch.cuda.is_available():
             if local >= torch.cuda.device_count():
-                raise RuntimeError(f"{torch.cuda.device_count()} GPUs are too few for local process {local}")
+                raise JobError(
+                    f"this machine's {torch.cuda.device_count()} GPUs are too few for its process number {local + 1}; "
+                    "lower local.processes in compute.yaml"
+                )
             device = torch.device("cuda", local)
             torch.cuda.set_device(device)
         if size > 1 and not distributed.is_initialized():

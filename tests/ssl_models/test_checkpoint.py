@@ -5,6 +5,7 @@ import torch
 
 from ssl_models import checkpoint
 from ssl_models.checkpoint import Checkpoint
+from ssl_models.job import JobError
 
 
 def example(step: int) -> Checkpoint:
@@ -73,9 +74,40 @@ def test_the_writer_saves_the_values_at_the_time_of_asking(tmp_path: Path) -> No
     assert_equal(checkpoint.load(tmp_path)[0], example(2))
 
 
-def test_a_write_that_fails_is_not_silent(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    writer = checkpoint.Writer(tmp_path / "file")
+def test_a_write_that_fails_is_warned_of_leaves_nothing_and_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = checkpoint.Writer(tmp_path)
     writer.save(example(1))
-    with pytest.raises(OSError, match="file"):
+    writer.wait()
+
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(checkpoint, "save_file", full)
+        writer.save(example(2))
         writer.wait()
+    error = capsys.readouterr().err
+    assert "the checkpoint of step 2 could not be written" in error and "No space left on device" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
+    writer.save(example(3))
+    writer.wait()
+    assert not writer.busy
+    assert_equal(checkpoint.load(tmp_path)[0], example(3))
+
+
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, example(5))
+
+    def stale(path: Path) -> str:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(checkpoint, "_checksum", stale)
+        with pytest.raises(JobError, match=r"step-0000000005 cannot be read \(Stale file handle\); try again"):
+            checkpoint.load(tmp_path)
+    assert_equal(checkpoint.load(tmp_path)[0], example(5))
