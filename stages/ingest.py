@@ -31,13 +31,15 @@ NAMES = 20
 
 @dataclass
 class Outcome:
-    """What became of a partition: `pieces` of rows and of rejects, in order, and what was counted."""
+    """What became of a partition: `pieces` of rows and of rejects, in order, and what was counted: rows, rejects, rows
+    with a group, labels, reasons."""
 
     rows: int = 0
     rejects: int = 0
     pieces: list[Path] = field(default_factory=list)
     reject_pieces: list[Path] = field(default_factory=list)
     labels: set[str] = field(default_factory=set)
+    grouped: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Outcome) -> None:
@@ -47,6 +49,7 @@ class Outcome:
         self.pieces += other.pieces
         self.reject_pieces += other.reject_pieces
         self.labels |= other.labels
+        self.grouped += other.grouped
         self.reasons += other.reasons
 
 
@@ -121,6 +124,7 @@ def write(
             rows.append({"id": tables.content_id(item.payload), **item.payload, **place}, size=_size(item))
             if item.label is not None:
                 outcome.labels.add(item.label)
+            outcome.grouped += item.group is not None
     rows.close()
     rejects.close()
     outcome.rows, outcome.pieces = rows.rows, rows.paths
@@ -187,8 +191,9 @@ def _refuse_if_poor(
     if not rows:
         raise UserError(f"{params.PARAMS}: {at}.source: there is not one row in it")
     known = ""
-    label = getattr(options, "label", None)
-    if (not total.rows or (label is not None and not total.labels)) and hasattr(reader, "columns"):
+    found = {"label": len(total.labels), "group": total.grouped}
+    lacking = [key for key, rows in found.items() if getattr(options, key, None) is not None and not rows]
+    if (not total.rows or lacking) and hasattr(reader, "columns"):
         names = reader.columns(plan[0], options)
         shown = ", ".join(names[:NAMES]) + (", ..." if len(names) > NAMES else "")
         known = f"; its columns are: {shown}" if names else ""
@@ -197,8 +202,8 @@ def _refuse_if_poor(
             f"{params.PARAMS}: {at}: every row was rejected, all {rows}; the most frequent reason: "
             f"{_most_frequent(total.reasons)}{known}; each with its reason is in {rejects}"
         )
-    if label is not None and not total.labels:
-        raise UserError(f"{params.PARAMS}: {at}.label: no row has a label {label!r}{known}")
+    for key in lacking:
+        raise UserError(f"{params.PARAMS}: {at}.{key}: no row has a {key} {getattr(options, key)!r}{known}")
     if total.rejects > most * rows:
         raise UserError(
             f"{params.PARAMS}: {at}.max_reject_fraction: {total.rejects} of {rows} rows were rejected "

@@ -13,12 +13,15 @@ import lzma
 import mmap
 import os
 import re
+import stat
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 import zstandard
@@ -29,6 +32,8 @@ from stages.tables import PARTITION_BYTES
 
 CHUNK = 2**20
 """Bytes read at once from a plain file."""
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How a file begins whose line ends are not those of ASCII."""
 COMPRESSED_CHUNK = 2**13
 """Bytes given to a decompressor at once: small, as 8 KiB may grow ten-thousandfold."""
 
@@ -126,8 +131,11 @@ def listing(source: str, suffixes: Sequence[str] = (), pattern: str | None = Non
     files = [file for file in found.files if found.exact or _wanted(file.path, found.root, suffixes, pattern)]
     if not files:
         wanted = pattern or " ".join(suffixes)
-        inside = f"its {len(found.files)} files match {wanted}" if found.files and wanted else "there are files in it"
-        raise UserError(f"ingest.source: {source}: " + ("no file matches it" if found.exact else f"none of {inside}"))
+        empty = "no file matches it" if found.exact else "there is no file in it"
+        reason = f"none of its {len(found.files)} files match {wanted}" if found.files and wanted else empty
+        raise UserError(f"ingest.source: {source}: {reason}")
+    if pattern is None and not found.exact:
+        _say_what_is_passed_over(found, files)
     return sorted(files, key=lambda file: file.path)
 
 
@@ -136,6 +144,17 @@ class _Found:
     files: list[File]
     root: str
     exact: bool
+
+
+def _say_what_is_passed_over(found: _Found, files: list[File]) -> None:
+    """Other kinds of files are no part of the corpus, but a user may have meant them: their suffixes, on stderr."""
+    every = [file for file in found.files if _wanted(file.path, found.root, (), None)]
+    kinds = Counter(PurePosixPath(file.path).suffix or "without a suffix" for file in every)
+    kinds.subtract(PurePosixPath(file.path).suffix or "without a suffix" for file in files)
+    shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
+    if shown:
+        count = len(every) - len(files)
+        print(f"note: {found.root}: {count} files of other kinds are not read: {shown}", file=sys.stderr)
 
 
 def _wanted(path: str, root: str, suffixes: Sequence[str], pattern: str | None) -> bool:
@@ -175,10 +194,12 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _local_file(path: str) -> File:
-    size = Path(path).stat().st_size
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "it is neither a file nor a folder", path)
     if not os.access(path, os.R_OK):
         raise PermissionError(13, "Permission denied", path)
-    return File(path, size)
+    return File(path, status.st_size)
 
 
 def _list_url(source: str) -> _Found:
@@ -250,6 +271,7 @@ def split_lines(
                 if unless and unless in chunk:
                     return whole
                 line += chunk.count(b"\n")
+            view.madvise(mmap.MADV_DONTNEED, 0, end)  # else the whole file would count as this process's memory
     return result
 
 
@@ -375,6 +397,8 @@ def numbered(partition: Partition, limit: int) -> Iterator[tuple[File, int, byte
         number, empty = partition.first - 1, True
         try:
             for line in lines(chunks(file.path, partition.start, partition.end), limit):
+                if empty and isinstance(line, bytes) and line.startswith(UTF_16):
+                    raise DamageError("file is UTF-16: convert it to UTF-8 first")
                 empty = False
                 number += 1
                 if isinstance(line, Overlong):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from stages import sources
 from stages.params import UserError
-from stages.readers import Partition, Record, Reject, excerpt, jsonl
+from stages.readers import File, Partition, Record, Reject, excerpt, jsonl
 
 MODALITIES = frozenset({"text"})
 SUFFIXES = (".csv", ".tsv")
@@ -18,13 +18,23 @@ ESCAPED = 2
 """A row may be so many times longer than the document in it, as CSV doubles quotes."""
 
 
+def delimits(delimiter: str | None) -> str | None:
+    """`delimiter`; ValueError where it cannot stand between fields."""
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in f"{QUOTE}\r\n"):
+        raise ValueError("must be one character, neither a quote nor a line end")
+    return delimiter
+
+
 class Options(jsonl.Options):
     """Which columns are what, and the dialect."""
 
-    delimiter: str = Field(default=",", min_length=1, max_length=1, description='between fields; a tab is "\\t"')
+    delimiter: str | None = Field(
+        default=None, description='between fields; a tab is "\\t"; default: a comma, in .tsv a tab'
+    )
     encoding: str = Field(default="utf-8", description="any that Python knows")
 
     _known = field_validator("encoding")(sources.ascii_superset)
+    _delimits = field_validator("delimiter")(delimits)
 
 
 def plan(source: str, options: Options) -> list[Partition]:
@@ -54,7 +64,7 @@ def rows(partition: Partition, options: Options) -> Iterator[tuple[str, dict[str
                 header = _header(row, options, place)
             elif len(row) != len(header):
                 reason = f"row has another number of fields than the header ({len(row)}, not {len(header)})"
-                yield Reject(place, reason, excerpt(options.delimiter.join(row)))
+                yield Reject(place, reason, excerpt(_delimiter(file, options).join(row)))
             else:
                 yield place, dict(zip(header, row, strict=True))
 
@@ -67,11 +77,7 @@ def _header(row: list[str], options: Options, place: str) -> list[str]:
 
 
 def _record(fields: dict[str, str], options: Options, place: str) -> Record | Reject:
-    values: dict[str, str | None] = dict(fields)
-    for column in (options.label, options.group):
-        if column is not None and column != options.text:
-            values[column] = fields.get(column) or None  # an empty field is no label
-    found = jsonl.record(values, options, place)
+    found = jsonl.record(fields, options, place)
     if isinstance(found, Record):
         try:
             "".join([*map(str, found.payload.values()), found.label or "", found.group or ""]).encode()
@@ -81,9 +87,11 @@ def _record(fields: dict[str, str], options: Options, place: str) -> Record | Re
 
 
 def _rows(partition: Partition, options: Options) -> Iterator[tuple[str, list[str]] | Reject]:
-    """(place, fields) of every row. A row goes on to the next line while a quote is open; what is held is bounded."""
+    """(place, fields) of every row of one file. A row goes on to the next line while a quote is open; what is held is
+    bounded."""
     limit = ESCAPED * options.max_document_bytes
     csv.field_size_limit(max(csv.field_size_limit(), limit))
+    delimiter = _delimiter(partition.files[0], options)
     held: list[str] = []
     size, place = 0, ""
     for found in sources.numbered(partition, limit):
@@ -107,7 +115,7 @@ def _rows(partition: Partition, options: Options) -> Iterator[tuple[str, list[st
             continue  # inside a quoted field, quotes come in pairs until it ends
         if size > limit:
             yield Reject(place, f"row is too long ({size} bytes; at most {limit} are read)", excerpt(held[0]))
-        elif (fields := _fields("".join(held), options)) is None:
+        elif (fields := _fields("".join(held), delimiter)) is None:
             continue
         else:
             yield Reject(place, fields, excerpt(held[0])) if isinstance(fields, str) else (place, fields)
@@ -116,12 +124,16 @@ def _rows(partition: Partition, options: Options) -> Iterator[tuple[str, list[st
         yield Reject(place, "a quote is not closed before the end of the file", excerpt(held[0]))
 
 
-def _fields(row: str, options: Options) -> list[str] | str | None:
+def _delimiter(file: File, options: Options) -> str:
+    return options.delimiter or ("\t" if sources.stem(file.path).lower().endswith(".tsv") else ",")
+
+
+def _fields(row: str, delimiter: str) -> list[str] | str | None:
     """The fields of one row; a reason where it has none; None where it ends inside a quoted field."""
     try:
-        return next(csv.reader([row], delimiter=options.delimiter, strict=True))
+        return next(csv.reader([row], delimiter=delimiter, strict=True))
     except csv.Error as error:
-        return None if "unexpected end of data" in str(error) else f"invalid CSV ({error})"
+        return None if "unexpected end of data" in str(error) else f"invalid CSV ({str(error).partition(' - ')[0]})"
 
 
 def columns(partition: Partition, options: Options) -> list[str]:

@@ -28,12 +28,11 @@ class Options(readers.Pictures):
     label: str | None = Field(default=None, description="column of the label")
     group: str | None = Field(default=None, description="column of what must stay on one side of every split")
     files: str | None = Field(default=None, description="glob of the tables to take from a folder, relative to it")
-    delimiter: str | None = Field(
-        default=None, min_length=1, max_length=1, description="of CSV; default a comma, a tab in .tsv"
-    )
+    delimiter: str | None = Field(default=None, description="of CSV; default: a comma, in .tsv a tab")
     encoding: str = Field(default="utf-8", description="of CSV, any that Python knows")
 
     _known = field_validator("encoding")(sources.ascii_superset)
+    _delimits = field_validator("delimiter")(csv.delimits)
 
 
 def plan(source: str, options: Options) -> list[Partition]:
@@ -62,8 +61,8 @@ def _rows(partition: Partition, options: Options) -> Iterator[tuple[str, dict[st
     if _is_json(file):
         yield from jsonl.rows(partition, jsonl.Options())
         return
-    delimiter = options.delimiter or ("\t" if sources.stem(file.path).lower().endswith(".tsv") else ",")
-    yield from csv.rows(partition, csv.Options(delimiter=delimiter, encoding=options.encoding, text=options.image))
+    dialect = csv.Options(delimiter=options.delimiter, encoding=options.encoding, text=options.image)
+    yield from csv.rows(partition, dialect)
 
 
 def _record(table: File, place: str, row: dict[str, Any], options: Options) -> Record | Reject:

@@ -68,7 +68,7 @@ def _parse(line: bytes) -> dict[str, Any] | str:
 
 
 def record(row: dict[str, Any], options: Options, place: str) -> Record | Reject:
-    """The Record that a row of named values holds, or why it holds none."""
+    """The Record that a row of named values holds, or why it holds none. An empty field and NaN are no label."""
     if options.text not in row:
         return Reject(place, f"no column {options.text!r}", excerpt(json.dumps(row, default=str)))
     text = row[options.text]
@@ -83,7 +83,8 @@ def record(row: dict[str, Any], options: Options, place: str) -> Record | Reject
         if not isinstance(value, str | int | float | None):
             reason = f"column {column!r} is neither a string nor a number (it is {readers.kind(value)})"
             return Reject(place, reason, excerpt(text))
-        names[key] = None if value is None else str(value)
+        missing = value is None or value == "" or value != value  # NaN is how pandas has it
+        names[key] = None if missing else str(value)
     return Record({"text": text}, names["label"], place, names["group"])
 
 

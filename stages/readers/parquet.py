@@ -77,6 +77,9 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
 def record(row: dict[str, Any], options: Options, place: str) -> Record | Reject:
     """The Record that a row of named values holds, or why it holds none. The caption of a picture may be missing."""
     if options.image is None:
+        if options.text not in row:
+            reason = f"no column {options.text!r}: name the text's in ingest.text, or the picture's in ingest.image"
+            return Reject(place, reason, readers.excerpt(", ".join(row)))
         return jsonl.record(row, options, place)
     if options.image not in row:
         return Reject(place, f"no column {options.image!r}", ", ".join(row))
@@ -100,6 +103,10 @@ def _rows(file: pq.ParquetFile, partition: Partition, options: Options) -> Itera
     """The rows as named values. A string that is no UTF-8 comes as bytes, which no column of text accepts."""
     wanted = {name for name in (options.image, options.text, options.label, options.group) if name is not None}
     names = [name for name in file.schema_arrow.names if name in wanted]
+    for name in wanted:
+        if names.count(name) > 1:
+            path = partition.files[0].path
+            raise UserError(f"{path}: has several columns {name!r}: rename all but one")
     groups = range(partition.start, file.num_row_groups if partition.end is None else partition.end)
     size = BATCH if options.image is None else PICTURES
     for batch in file.iter_batches(size, row_groups=list(groups), columns=names or file.schema_arrow.names[:1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
@@ -30,11 +31,13 @@ def plan(source: str, options: Options) -> list[Partition]:
     """Large plain files are cut between documents, small ones grouped; files that are documents stay whole."""
     separator = {"file": b"", "paragraph": b"\n\n", "line": b"\n"}[options.unit]
     split = partial(sources.split_lines, separator=separator) if separator else None
-    return sources.partitions(sources.listing(source, (), options.files), split)
+    files = sources.listing(source, (), options.files)
+    root = source if len(files) > 1 or options.unit == "file" else ""
+    return [replace(part, root=root) for part in sources.partitions(files, split)]
 
 
 def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
-    """One Record or Reject for every document. Documents of a file are one group."""
+    """One Record or Reject for every document. Documents of a file are one group, unless it is the only one."""
     for found in _files(partition, options) if options.unit == "file" else _pieces(partition, options):
         if isinstance(found, Reject):
             yield found
@@ -47,7 +50,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
             yield Reject(place, f"invalid {options.encoding} ({error.reason} at byte {error.start})", excerpt(content))
             continue
         label = PurePosixPath(file.path).parent.name if options.label == "folder" else None
-        yield Record({"text": text}, label, place, file.path)
+        yield Record({"text": text}, label, place, file.path if partition.root else None)
 
 
 def _files(partition: Partition, options: Options) -> Iterator[tuple[File, int, bytes] | Reject]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_rows_say_what_they_are_and_where_they_came_from(project: Path) -> None:
     }
 
 
+def test_an_empty_field_or_nan_is_no_label(project: Path) -> None:
+    values = [1, 2.5, True, "a b", "", None, float("nan")]
+    Path("raw/a.jsonl").write_bytes(b"".join(line(f"row {number}", label=v) for number, v in enumerate(values)))
+    run(label="label")
+    assert [row["label"] for row in rows()] == ["1", "2.5", "True", "a b", None, None, None]
+
+
+def test_what_is_no_file_is_named_and_an_empty_folder_is_said_to_be(project: Path) -> None:
+    with pytest.raises(UserError, match=r"source: raw: there is no file in it"):
+        run(reader="text")
+    os.mkfifo("raw/pipe.jsonl")
+    with pytest.raises(UserError, match=r"raw/pipe\.jsonl: cannot be read: it is neither a file nor a folder"):
+        run()
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_rows_before_a_truncation_are_kept_and_the_rest_is_one_reject(project: Path, suffix: str) -> None:
     content = b"".join(line(f"document {number} {number * 7919 % 1009}") for number in range(20_000))
@@ -152,6 +168,8 @@ def test_too_many_rejects_end_the_stage_and_leave_the_rejects(project: Path) -> 
         ({"files": "*.csv"}, line("x"), "none of its 1 files match"),
         ({"text": "body"}, line("x", id=1), r"no column 'body' \(1\); its columns are: id, text"),
         ({"label": "kind"}, line("x", id=1), r"no row has a label 'kind'; its columns are: id, text"),
+        ({"group": "film"}, line("x", id=1), r"ingest\.group: no row has a group 'film'; its columns are: id, text"),
+        ({}, json.dumps({"text": "x"}).encode("utf-16"), r"file is UTF-16: convert it to UTF-8 first \(1\)"),
         ({}, b"\n\n", "there is not one row in it"),
         ({"txt": "a"}, line("x"), r"corpora\.mine\.ingest\.txt: no such key"),
         ({"reader": "xml"}, line("x"), r"corpora\.mine\.ingest\.reader: there is no 'xml'"),

@@ -59,7 +59,7 @@ class Options(BaseModel, extra="forbid", frozen=True):
     Two documents of Jaccard similarity s agree in a minimum with probability s, in a band of r rows with s**r, and so
     are compared with probability 1 - (1 - s**r)**b. With 20 bands of 5 rows that is 0.9996 at s = 0.8, 0.80 at 0.6,
     0.19 at 0.4 and 0.006 at 0.2: more bands find more, more rows compare fewer in vain. (The 14 bands of 8 rows that
-    are common elsewhere find 0.924 at 0.8.) Memory is 4 * bands * rows + 16 bytes a document.
+    are common elsewhere find 0.924 at 0.8.) Memory is 4 * bands * rows + 100 bytes a document.
     """
 
     near: bool = Field(default=True, description="find near-duplicates too")

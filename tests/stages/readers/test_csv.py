@@ -65,9 +65,13 @@ def test_a_field_past_the_limit_is_one_reject(tmp_path: Path) -> None:
 def test_delimiter_and_encoding_are_options(tmp_path: Path) -> None:
     file = tmp_path / "a.tsv"
     file.write_bytes("text\tlabel\ncafé\tä\n".encode("latin-1"))
-    (record,) = read(file, delimiter="\t", encoding="latin-1", label="label")
-    assert isinstance(record, Record)
-    assert (record.payload["text"], record.label) == ("café", "ä")
+    for delimiter in ("\t", None):  # a tab is the default of .tsv
+        (record,) = read(file, delimiter=delimiter, encoding="latin-1", label="label")
+        assert isinstance(record, Record)
+        assert (record.payload["text"], record.label) == ("café", "ä")
+    for delimiter in ("", "\n", '"', ", "):
+        with pytest.raises(ValueError, match="must be one character, neither a quote nor a line end"):
+            csv.Options(delimiter=delimiter)
     with pytest.raises(ValueError, match="no text encoding"):
         csv.Options(encoding="klingon")
     with pytest.raises(ValueError, match="convert the files to UTF-8"):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.params import UserError
 from stages.readers import Partition, Record, Reject, parquet
 
 
@@ -49,7 +50,7 @@ def test_wrong_types_missing_columns_and_broken_utf8_are_rejects(tmp_path: Path)
     assert reasons(read(tmp_path)) == [
         "column 'text' is not a string (it is a number)",
         "column 'text' is not a string (it is a number)",
-        "no column 'text'",
+        "no column 'text': name the text's in ingest.text, or the picture's in ingest.image",
         "column 'text' is not a string (it is bytes)",
     ]
 
@@ -92,6 +93,13 @@ def test_a_large_file_is_cut_at_row_groups(tmp_path: Path, monkeypatch: pytest.M
     read_in_pieces = [item for piece in pieces for item in parquet.read(piece, options)]
     assert read_in_pieces == list(parquet.read(Partition(whole.files), options))
     assert len(read_in_pieces) == 1000
+
+
+def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: has several columns 'text': rename all but one"):
+        read(tmp_path)
 
 
 def test_the_names_of_columns_are_known(tmp_path: Path) -> None:

@@ -76,3 +76,11 @@ def test_pieces_of_a_file_hold_the_documents_of_the_whole(
     assert sum(piece.size for piece in pieces) == file.size
     found = [item for piece in pieces for item in text.read(piece, options)]
     assert found == list(text.read(Partition((file,)), options))
+
+
+def test_documents_of_a_file_are_a_group_unless_it_is_the_only_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert [item.group for item in read(tmp_path, unit="line") if isinstance(item, Record)] == [None, None]
+    (tmp_path / "b.txt").write_text("three\n")
+    groups = [item.group for item in read(tmp_path, unit="line") if isinstance(item, Record)]
+    assert groups == [str(tmp_path / name) for name in ("a.txt", "a.txt", "b.txt")]
