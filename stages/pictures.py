@@ -26,7 +26,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
     *(".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
+    *(".heic", ".heif", ".jxl", ".psd", ".tga", ".svg"),
 )
+"""Files that are pictures. Those of the last line are not read: listed, each is rejected, and so missed by nobody."""
+HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
+"""How HEIC begins, after 4 bytes."""
 DRAFT = 2
 """A JPEG is decoded at no less than so many times the wanted size: the rest of the way is antialiased."""
 PROBE_SIDE = 8
@@ -88,7 +92,9 @@ def opened(data: bytes, side: int, channels: int, max_pixels: int = MOST_PIXELS)
     except Image.DecompressionBombError:
         raise PictureError(f"picture has more than max_pixels pixels ({max_pixels})") from None
     except UnidentifiedImageError:
-        raise PictureError("not a picture of a known format") from None
+        heic = data[4:12] in HEIC
+        reason = "HEIC pictures are not read: convert them to JPEG" if heic else "not a picture of a known format"
+        raise PictureError(reason) from None
     except MemoryError:
         raise PictureError("picture needs more memory than there is") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...

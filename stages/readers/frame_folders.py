@@ -1,7 +1,8 @@
 """Video as folders of picture files: a folder is a video, its files in the order of their names are its frames.
 
 Numbers in names count as numbers (`frame2` before `frame10`). A video is cut into clips that follow each other; what is
-left at its end is no clip. All clips of a video are one group; the folder that its folder lies in is its class.
+left at its end is no clip. Where most names count on by the same step and one does not, frames are missing: a clip that
+leaps over them is rejected. All clips of a video are one group; the folder that its folder lies in is its class.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -66,13 +68,28 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         folder = video[0].path.rpartition("/")[0]
         above = PurePosixPath(folder.removeprefix(partition.root).lstrip("/")).parts[:-1]
         label = above[-1] if options.class_folders and above else None
+        leaps = _leaps(video)
         chosen = video[:: options.every]
         count = len(chosen) // options.frames
         if count == 0:
             yield Reject(folder, f"video is shorter than a clip ({len(chosen)} frames, not {options.frames})")
         for number in range(count if options.clips is None else min(count, options.clips)):
-            clip = chosen[number * options.frames : (number + 1) * options.frames]
-            yield _clip(clip, label, folder, options)
+            first, last = number * options.frames, (number + 1) * options.frames - 1
+            leap = next((at for at in leaps if first * options.every <= at < last * options.every), None)
+            if leap is not None:
+                yield Reject(chosen[first].path, f"frames are missing in the clip (after {video[leap].path})")
+                continue
+            yield _clip(chosen[first : last + 1], label, folder, options)
+
+
+def _leaps(video: list[File]) -> list[int]:
+    """The places in `video` after which frames are missing: its names' last numbers go on by another step than most."""
+    numbers = [re.findall(r"\d+", file.path.rpartition("/")[2].rpartition(".")[0])[-1:] for file in video]
+    if not all(numbers) or len(video) < 3:
+        return []
+    steps = [int(after) - int(before) for (before,), (after,) in itertools.pairwise(numbers)]
+    usual, count = Counter(steps).most_common(1)[0]
+    return [at for at, step in enumerate(steps) if step != usual] if 2 * count > len(steps) else []
 
 
 def _clip(files: list[File], label: str | None, folder: str, options: Options) -> Record | Reject:

@@ -2,7 +2,8 @@
 
 DVC watches `source` for change. For a local data set it is the folder; for one of the Hub, which no path stands for, it
 is any file that says which one is meant (requirements.lock will do), and `dataset` and `revision` name it. Pictures are
-taken as they were encoded; a class is known by its name.
+taken as they were encoded; a class is known by its name. `dataset` may also be a builder (`imagefolder`, `csv`, ...),
+which reads the files of the source.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 
 from pydantic import Field
 
+from stages import sources
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, parquet
 
 MODALITIES = frozenset({"text", "image", "image_text"})
+BUILDERS = frozenset({"arrow", "csv", "imagefolder", "json", "parquet", "text", "webdataset"})
+"""What `datasets` calls its readers of local files."""
 
 
 class Options(parquet.Options):
@@ -39,9 +43,10 @@ def _loaded(source: str, options: Options) -> Any:
 
     datasets.disable_progress_bars()
     name = options.dataset or source
+    folder = source if name in BUILDERS else None
     try:
         found = datasets.load_dataset(
-            name, options.config, split=options.split, revision=options.revision, streaming=True
+            name, options.config, data_dir=folder, split=options.split, revision=options.revision, streaming=True
         )
         for column, feature in (found.features or {}).items():
             if isinstance(feature, datasets.Image):
@@ -62,7 +67,8 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
     number = 0
     try:
         for number, row in enumerate(shard, start=1):
-            yield parquet.record(_named(row, options, names), options, f"{place}:{number}")
+            whole = _with_bytes(_named(row, options, names), options, f"{place}:{number}")
+            yield whole if isinstance(whole, Reject) else parquet.record(whole, options, f"{place}:{number}")
     except Exception as error:  # each builder has its own
         detail = (str(error) or type(error).__name__).splitlines()[0]
         yield Reject(f"{place}:{number + 1}", f"damaged, or the connection failed ({type(error).__name__}: {detail})")
@@ -79,6 +85,18 @@ def _named(row: dict[str, Any], options: Options, names: list[str] | None) -> di
     if names is None or not isinstance(label, int):
         return row
     return {**row, str(options.label): names[label] if 0 <= label < len(names) else None}
+
+
+def _with_bytes(row: dict[str, Any], options: Options, place: str) -> dict[str, Any] | Reject:
+    """`row` with the picture's bytes where it has the path of a file only, as of `imagefolder`."""
+    picture = row.get(options.image) if options.image is not None else None
+    if not isinstance(picture, dict) or picture.get("bytes") is not None or not picture.get("path"):
+        return row
+    try:
+        content = sources.whole(str(picture["path"]), options.max_document_bytes)
+    except UserError as error:
+        return Reject(place, str(error))
+    return content if isinstance(content, Reject) else {**row, str(options.image): content}
 
 
 def columns(partition: Partition, options: Options) -> list[str]:

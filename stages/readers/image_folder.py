@@ -35,9 +35,14 @@ class Options(readers.Pictures):
 
 def plan(source: str, options: Options) -> list[Partition]:
     """The pictures in the order of their paths, with those that the metadata name and that are missing."""
-    listed = sources.listing(source, pictures.SUFFIXES, options.files)
+    listed = sources.listing(source, (*pictures.SUFFIXES, *METADATA), options.files)
     root = sources.root(source)
     metadata.cache_clear()
+    for file in listed:
+        if PurePosixPath(file.path).name in METADATA and file.path not in {_joined(root, name) for name in METADATA}:
+            raise UserError(
+                f"{file.path}: metadata are read at the top of the source only: make its folder the source, or move it"
+            )
     listed = [file for file in listed if PurePosixPath(file.path).name not in METADATA]
     known = metadata(root)
     if known is not None and options.files is None:
@@ -71,6 +76,11 @@ def metadata(root: str) -> Mapping[str, Mapping[str, Any]] | None:
             place, row = found
             if not isinstance(row.get(KEY), str):
                 raise UserError(f"{place}: has no column {KEY!r}: it says which picture a row is about")
+            if row[KEY].removeprefix("./") in known:
+                raise UserError(
+                    f"{place}: {row[KEY]} has a row already: a picture with several captions needs reader: "
+                    f"image_caption_table, source: {path}, image: {KEY}"
+                )
             known[row[KEY].removeprefix("./")] = row
         return known
     return None

@@ -25,6 +25,7 @@ TEXT_BYTES = 2**20
 class Options(readers.Pictures):
     """What a sample's files are."""
 
+    image: str | None = Field(default=None, description="the extension of the picture; default: the only one")
     text: str = Field(default="txt", description="the extension of the caption, or `json.KEY`")
     label: str | None = Field(default=None, description="the extension of the class, or `json.KEY`; default cls")
     files: str | None = Field(default=None, description="glob of the tars to take from a folder, relative to it")
@@ -60,7 +61,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         sample: dict[str, bytes | Reject] = {}
         try:
             for key, extension, content in _members(file, options):
-                if key != last and sample:
+                if sample and (key != last or extension in sample):
                     yield _record(f"{file.path}:{last}", sample, options)
                     sample = {}
                 last = key
@@ -106,9 +107,14 @@ def _record(place: str, sample: dict[str, bytes | Reject], options: Options) -> 
     if faults:
         return faults[0]
     files = cast(dict[str, bytes], sample)
-    image = next((name for name in files if f".{_last(name)}" in pictures.SUFFIXES), None)
-    if image is None:
-        return Reject(place, "no picture in the sample", ", ".join(sorted(files)))
+    if options.image is not None:
+        images = [options.image] if options.image in files else []
+    else:
+        images = [name for name in files if f".{_last(name)}" in pictures.SUFFIXES]
+    if len(images) != 1:
+        several = "several pictures in the sample: name the extension of one in ingest.image"
+        return Reject(place, several if images else "no picture in the sample", ", ".join(sorted(files)))
+    (image,) = images
     payload: dict[str, str | bytes] = {"image": files[image]}
     try:
         caption = _value(files, options.text)

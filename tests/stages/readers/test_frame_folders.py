@@ -51,6 +51,23 @@ def test_faults_are_rejects(tmp_path: Path) -> None:
     assert short == Reject(f"{tmp_path}/short", "video is shorter than a clip (1 frames, not 2)")
 
 
+def test_a_clip_that_leaps_over_missing_frames_is_rejected(tmp_path: Path) -> None:
+    write(tmp_path / "one", 14)
+    (tmp_path / "one/frame5.png").unlink()
+    first, leaps, last = read(tmp_path, frames=4)
+    assert numbers(first) == [0, 1, 2, 3] and numbers(last) == [9, 10, 11, 12]
+    assert leaps == Reject(
+        f"{tmp_path}/one/frame4.png", f"frames are missing in the clip (after {tmp_path}/one/frame4.png)"
+    )
+    assert [type(item) for item in read(tmp_path, frames=2, every=2)] == [Record, Reject, Record]
+
+
+def test_names_that_count_time_and_not_frames_have_no_gaps(tmp_path: Path) -> None:
+    for moment in (0, 33, 67, 101, 133):
+        (tmp_path / f"{moment:04d}.png").write_bytes(b"%d" % moment)
+    assert [numbers(record) for record in read(tmp_path, frames=2)] == [[0, 33], [67, 101]]
+
+
 def test_a_video_is_never_cut_between_partitions(tmp_path: Path, monkeypatch: Any) -> None:
     for name in "abcde":
         write(tmp_path / name, 7)

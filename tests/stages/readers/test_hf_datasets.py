@@ -47,6 +47,20 @@ def test_pictures_keep_their_bytes_and_classes_their_names(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize("dataset", [None, "imagefolder"])
+def test_a_folder_of_pictures_by_its_builder(tmp_path: Path, dataset: str | None) -> None:
+    for name, level in (("cat/1.png", 0), ("dog/2.png", 90)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(pictures.encoded(np.full((9, 9), level, np.uint8)))
+    (tmp_path / "dog/3.png").write_bytes(b"")
+    *found, empty = read(tmp_path, dataset=dataset, image="image", label="label")
+    assert [(item.label, pictures.decode(item.payload["image"], 9, 9, 1).max()) for item in found] == [
+        ("cat", 0),
+        ("dog", 90),
+    ]
+    assert empty == Reject(f"{tmp_path}/dog/3.png", "empty file")
+
+
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     for options in ({}, {"split": "nowhere"}):

@@ -72,6 +72,24 @@ def test_metadata_name_labels_and_captions(tmp_path: Path, kind: str) -> None:
     assert [(item.label, item.payload.get("text")) for item in who[:2]] == [("x", "seven"), ("y", None)]
 
 
+def test_metadata_that_would_be_lost_are_one_sentence(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.jpg")
+    (tmp_path / "a/metadata.csv").write_text("file_name,label\n1.jpg,a\n")
+    with pytest.raises(UserError, match=r"a/metadata\.csv: metadata are read at the top of the source only"):
+        read(tmp_path)
+    assert labels(read(tmp_path / "a"), tmp_path) == {"a/1.jpg": "a"}
+    (tmp_path / "a/metadata.csv").write_text("file_name,text\n1.jpg,a\n./1.jpg,b\n")
+    with pytest.raises(UserError, match=r"metadata\.csv:3: \./1\.jpg has a row already.*image_caption_table"):
+        read(tmp_path / "a")
+
+
+def test_files_of_other_kinds_are_rejects_or_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "cat/1.jpg", "cat/2.HEIC", "notes.txt", "cat/raw.CR2", "README", ".DS_Store")
+    assert len(read(tmp_path)) == 2  # what a HEIC is, ingest says
+    note = "3 files of other kinds are not read: 1 .CR2, 1 .txt, 1 without a suffix"
+    assert capsys.readouterr().err == f"note: {tmp_path}: {note}\n"
+
+
 def test_metadata_without_file_names_are_one_sentence(tmp_path: Path) -> None:
     write(tmp_path, "1.jpg")
     (tmp_path / "metadata.csv").write_text("name,label\n1.jpg,a\n")

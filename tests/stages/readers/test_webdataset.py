@@ -53,6 +53,21 @@ def test_files_of_one_name_are_a_sample(tmp_path: Path, name: str) -> None:
     assert named[1] == Record({"image": b"two", "text": "a dog"}, "dog", f"{place}/0002")
 
 
+def test_a_sample_has_one_picture_or_names_it(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(packed({"1.in.jpg": b"in", "1.out.png": b"out", "2.jpg": b"a", "2.txt": b"x"}))
+    several, alone = read(tmp_path)
+    reason = "several pictures in the sample: name the extension of one in ingest.image"
+    assert several == Reject(f"{tmp_path}/a.tar:1", reason, "in.jpg, out.png")
+    assert isinstance(alone, Record) and alone.payload == {"image": b"a", "text": "x"}
+    named, none = read(tmp_path, image="out.png")
+    assert named.payload == {"image": b"out"} and none.reason == "no picture in the sample"
+
+
+def test_a_second_sample_of_the_same_name_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(packed({"1.jpg": b"a", "1.txt": b"x"})[:2048] + packed({"1.jpg": b"b"}))
+    assert [record.payload for record in read(tmp_path)] == [{"image": b"a", "text": "x"}, {"image": b"b"}]
+
+
 @pytest.mark.parametrize("kept", [0.35, 0.6, 0.9])
 def test_of_a_truncated_tar_the_whole_samples_are_kept(tmp_path: Path, kept: float) -> None:
     content = packed({f"{number:04d}.jpg": bytes([number]) * 700 for number in range(20)})
