@@ -14,6 +14,8 @@ from ssl_models.presets import Architecture
 _UNUSED = 2
 """Rows before the position table's first."""
 _POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+_EMBEDDINGS = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+"""Copies of `model.shared`, but for a model trained without tying them."""
 _BIAS = "final_logits_bias"
 
 
@@ -96,11 +98,16 @@ def fields(config: Config) -> dict[str, Any]:
 
 
 def adopt(state: State, architecture: Architecture) -> State:
-    """Positions without the unused rows; ValueError where the head has a bias, which ours has not."""
+    """Positions without the unused rows; ValueError where the head has a bias, or a side its own embedding: ours have
+    not."""
     adopted = {name: value[_UNUSED:] if name in _POSITIONS else value for name, value in state.items()}
     bias = adopted.pop(_BIAS, None)
     if bias is not None and bias.any():
         raise ValueError(f"{_BIAS} is not zero, which is not supported here")
+    for name in _EMBEDDINGS:
+        own = adopted.pop(name, None)
+        if own is not None and not torch.equal(own, adopted["model.shared.weight"]):
+            raise ValueError(f"{name} is not model.shared.weight, which is not supported here")
     return adopted
 
 
@@ -123,7 +130,6 @@ CORRESPONDENCE = Correspondence(
     config=config,
     fields=fields,
     table=lambda a: TABLE,
-    ignored=r"^model\.(encoder|decoder)\.embed_tokens\.weight$",
     adopt=adopt,
     release=release,
 )

@@ -31,6 +31,7 @@ TABLE: Table = {
     "head_bias": "cls.predictions.bias",
 }
 _SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
+_BIAS, _OWN_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _POSITIONS = "bert.embeddings.position_embeddings.weight"
 
 
@@ -68,15 +69,15 @@ def fields(config: Config) -> dict[str, Any]:
 
 
 def adopt(state: State, architecture: Architecture) -> State:
-    """Names of early checkpoints made today's, the output bias found under either name, the first segment's vector
-    added to every position."""
+    """Names of early checkpoints made today's, the output bias found under either name (an untied head adds its own),
+    the first segment's vector added to every position."""
     adopted = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
         for name, value in state.items()
     }
-    other_bias = adopted.pop("cls.predictions.decoder.bias", None)
-    if other_bias is not None:
-        adopted.setdefault("cls.predictions.bias", other_bias)
+    own_bias = adopted.pop(_OWN_BIAS, None)
+    if own_bias is not None and not (architecture.tied and _BIAS in adopted):
+        adopted[_BIAS] = own_bias
     segments = adopted.pop(_SEGMENTS, None)
     if segments is not None and _POSITIONS in adopted:
         adopted[_POSITIONS] = adopted[_POSITIONS] + segments[0]
@@ -84,8 +85,9 @@ def adopt(state: State, architecture: Architecture) -> State:
 
 
 def release(state: State, architecture: Architecture) -> State:
-    """One segment, which adds nothing."""
-    return {**state, _SEGMENTS: torch.zeros(1, architecture.width)}
+    """One segment, which adds nothing, and the output bias under the name that an untied head has for it, too."""
+    own_bias = {} if architecture.tied else {_OWN_BIAS: state[_BIAS]}
+    return {**state, **own_bias, _SEGMENTS: torch.zeros(1, architecture.width)}
 
 
 CORRESPONDENCE = Correspondence(

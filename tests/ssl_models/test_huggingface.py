@@ -74,6 +74,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
         | {"num_attention_heads": 4, "max_position_embeddings": 32},
     ),
+    "bert-untied": (
+        "BertConfig",
+        "BertForMaskedLM",
+        {"vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1}
+        | {"num_attention_heads": 4, "max_position_embeddings": 32, "tie_word_embeddings": False},
+    ),
     "t5-1.0": ("T5Config", "T5ForConditionalGeneration", {**T5, "d_ff": 40, "feed_forward_proj": "relu"}),
     "t5-1.1": (
         "T5Config",
@@ -233,6 +239,19 @@ def test_what_would_compute_something_else_is_refused(
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is the assertion
         from_hugging_face(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}: {sentence}")
+
+
+def test_a_bart_whose_sides_have_embeddings_of_their_own_is_refused(tmp_path: Path) -> None:
+    random_peer("bart", tie_word_embeddings=False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.encoder\.embed_tokens\.weight is not model\.shared\.weight"):
+        from_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_read_as_float32(kind: torch.dtype, tmp_path: Path) -> None:
+    peer = random_peer("gpt2").to(kind)
+    peer.save_pretrained(tmp_path)
+    assert_same_logits(peer.float(), from_hugging_face(tmp_path))
 
 
 def test_folders_that_are_no_models_are_one_sentence(tmp_path: Path) -> None:
