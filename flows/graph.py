@@ -18,6 +18,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from ssl_models.addresses import secret
 from ssl_models.lifetime import die_with_parent
 
 Edges = dict[str, tuple[str, ...]]
@@ -152,6 +153,7 @@ def _examine(targets: Sequence[str]) -> list[Node]:
         with Repo(_wait_for_lock=True) as repo:
             _forget_dead(Path(repo.tmp_dir))
             stages = {stage.addressing: stage for stage in repo.index.graph.nodes}
+            _refuse_secrets(stages)
             edges = {
                 name: tuple(sorted(needed.addressing for needed in repo.index.graph.successors(stage)))
                 for name, stage in stages.items()
@@ -168,6 +170,16 @@ def _examine(targets: Sequence[str]) -> list[Node]:
     except DvcException as error:
         raise GraphError(" ".join(str(error).split())) from error
     return list(nodes.values())
+
+
+def _refuse_secrets(stages: dict[str, Any]) -> None:
+    """GraphError for a dependency whose address holds a password: DVC, Prefect and `dvc.lock` would all show it."""
+    for name, stage in stages.items():
+        if any(secret(str(dependency.def_path)) for dependency in stage.deps):
+            raise GraphError(
+                f"{name}: the address of a dependency holds a password or a token: leave it out, and let the "
+                "environment give it (docs/data-sources.md)"
+            )
 
 
 def _forget_dead(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ssl_models import description, tracking
 from ssl_models import report as reports
+from ssl_models.addresses import public
 from ssl_models.job import Tracking
 from ssl_models.probe import Report
 
@@ -50,8 +51,8 @@ def log(name: str, report: Report | None, seconds: float, run_file: Path, store:
         return Run(run_id, str(client.get_run(run_id).info.experiment_id), str(store.uri))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        place = tracking.public(store.uri)
-        print(f"warning: MLflow at {place} does not have this probe's results: {reason[:200]}", file=sys.stderr)
+        said = f"warning: MLflow at {store.uri} does not have this probe's results: {reason}"
+        print(public(said)[:400], file=sys.stderr)
         return None
 
 

@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import queue
-import re
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_models import description
+from ssl_models.addresses import public
 from ssl_models.job import Job, Tracking
 from ssl_models.objectives import Examples
 
@@ -66,11 +66,6 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-
-
-def public(uri: str | None) -> str | None:
-    """An address without the user name and the password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri) if uri else uri
 
 
 @contextmanager
@@ -158,7 +153,11 @@ class Tracker:
         self._queue.put(status)
         if self._thread.is_alive():
             self._thread.join(FAREWELL)
-        return {**self._run, "tracking_uri": public(self._job.tracking.uri)}
+        return {**self._run, "tracking_uri": self._address()}
+
+    def _address(self) -> str | None:
+        """The server, as it may be written down."""
+        return self._job.tracking.uri and public(self._job.tracking.uri)
 
     def _work(self) -> None:
         self._attempt(self._send)
@@ -190,7 +189,7 @@ class Tracker:
                 self._warned = True
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 print(
-                    f"warning: MLflow at {public(self._job.tracking.uri)} does not answer ({public(reason[0][:200])}); "
+                    f"warning: MLflow at {self._address()} does not answer ({public(reason[0])[:200]}); "
                     "training goes on",
                     file=sys.stderr,
                     flush=True,
@@ -205,7 +204,7 @@ class Tracker:
             run_id = str(run.info.run_id)
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             partial = self._memory.with_suffix(".partial")
-            partial.write_text(json.dumps({"run_id": run_id, "tracking_uri": self._job.tracking.uri}))
+            partial.write_text(json.dumps({"run_id": run_id, "tracking_uri": self._address()}))
             partial.replace(self._memory)
         self._describe(client, run_id)
         self._watch_machine(run_id)
@@ -217,7 +216,7 @@ class Tracker:
 
         try:
             memory = json.loads(self._memory.read_text())
-            if memory["tracking_uri"] != self._job.tracking.uri:
+            if memory["tracking_uri"] != self._address():
                 return None
             run = client.get_run(memory["run_id"])
         except (OSError, ValueError, KeyError):

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ssl_models import presets
+from ssl_models.addresses import public, secret
 from ssl_models.config import Model, Probe, Strict
 
 PARAMS = Path("params.yaml")
@@ -72,6 +73,16 @@ class Params(Strict):
             if model.corpus not in self.corpora:
                 known = ", ".join(sorted(self.corpora)) or "none"
                 raise ValueError(f"models.{name}.corpus: there is no corpus {model.corpus!r} (corpora: {known})")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_hold_no_secret(self) -> Params:
+        for name, corpus in self.corpora.items():
+            if secret(corpus.ingest.source):
+                raise ValueError(
+                    f"corpora.{name}.ingest.source: holds a password or a token, which dvc.lock would keep: leave it "
+                    "out, and let the environment give it (docs/data-sources.md)"
+                )
         return self
 
     @model_validator(mode="after")
@@ -131,7 +142,7 @@ def sentence(error: ValidationError, file: Path, at: str = "") -> str:
     else:
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         if not isinstance(first["input"], dict | list):
-            message += f" (got {first['input']!r})"
+            message += public(f" (got {first['input']!r})")
     return f"{file}: {key}: {message}" if key else f"{file}: {message}"
 
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import ssl_models
 import stages
 from ssl_models import tracking
+from ssl_models.addresses import public
 from ssl_models.job import Tracking
 from ssl_models.probe_tracking import Run
 from ssl_models.statistics import Gain, paired_bootstrap
@@ -293,7 +294,8 @@ class Registry:
             place = f"{uri.rstrip('/')}/{PREDICTIONS}"
             return Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=self._store.uri))
         except Exception as error:
-            print(f"warning: the predictions of version {version.version} cannot be read: {error}", file=sys.stderr)
+            said = f"warning: the predictions of version {version.version} cannot be read: {error}"
+            print(public(said), file=sys.stderr)
             return None
 
     def promote(self, corpus: str, version: str) -> None:
@@ -331,7 +333,5 @@ def register(name: str, corpus: str, model: Path, predictions: Path, facts: Fact
         return Registry(store).register(name, corpus, model, predictions, facts, run)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(
-            f"warning: {name} is not in the registry of {tracking.public(store.uri)}: {reason[:300]}", file=sys.stderr
-        )
+        print(public(f"warning: {name} is not in the registry of {store.uri}: {reason}")[:400], file=sys.stderr)
         return None

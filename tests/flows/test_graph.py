@@ -57,6 +57,14 @@ def test_the_graph_is_cut_to_the_targets_and_says_what_each_stage_leaves_to_git(
     assert nodes[1].records == ("data/pretrain/a/loss.csv", "data/pretrain/a/metrics.json")
 
 
+def test_a_dependency_whose_address_holds_a_password_is_refused_and_not_shown(inside: Project) -> None:
+    stage = {"cmd": "true", "deps": ["https://user:do-not-tell@127.0.0.1:1/x.csv"]}
+    Path("dvc.yaml").write_text(json.dumps({"stages": {"ingest": stage}}))
+    with pytest.raises(GraphError, match="ingest: the address of a dependency holds a password") as caught:
+        graph.read()
+    assert "do-not-tell" not in str(caught.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("break_it", "said"),

@@ -10,7 +10,7 @@ from ssl_models import train
 from ssl_models.job import Dataset, Job, Tracking
 from ssl_models.objectives import Examples
 from ssl_models.parallel import World
-from ssl_models.tracking import Tracker, flat, public
+from ssl_models.tracking import Tracker, flat
 from tests.ssl_models.corpora import model, tiny_job
 
 mlflow = pytest.importorskip("mlflow")
@@ -192,9 +192,3 @@ def test_no_point_is_lost_while_the_store_is_locked(tmp_path: Path, store: Track
 
 def test_nested_parameters_become_dotted_names() -> None:
     assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"}) == {"a.b": "1", "a.c.d": "None", "e": "x"}
-
-
-def test_an_address_is_shown_without_its_password() -> None:
-    assert public("postgresql://user:pass@host:5432/db") == "postgresql://host:5432/db"
-    assert public("sqlite:////a/b@c/mlflow.db") == "sqlite:////a/b@c/mlflow.db"
-    assert public(None) is None

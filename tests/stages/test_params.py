@@ -46,6 +46,7 @@ def test_reader_options_are_the_further_keys_of_ingest() -> None:
         (CORPUS.replace("shard: {}", "shards: {}"), r"corpora\.mine\.shard: is required"),
         (CORPUS.replace("text", "txt"), r"corpora\.mine\.modality: must be 'text', .* \(got 'txt'\)"),
         (CORPUS.replace("raw", "3"), r"corpora\.mine\.ingest\.source: must be a valid string \(got 3\)"),
+        (CORPUS.replace("raw", "'https://u:p@h/x'"), r"corpora\.mine\.ingest\.source: holds a password [^@]*$"),
         (CORPUS.replace("raw", "raw, max_reject_fraction: 2"), r"max_reject_fraction: must be less than or equal to 1"),
         (CORPUS.replace("dedup: {}", "dedup: []"), r"corpora\.mine\.dedup: must be a mapping of keys .* not a list"),
         ("- a\n", r"params\.yaml: must be a mapping of keys to values, not a list"),
