@@ -13,6 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from ssl_models.addresses import public
 from ssl_models.job import Dataset, Tracking
 from stages.params import load_compute
 
@@ -22,6 +23,8 @@ STORE = Path(".mlflow")
 FLOW_RUN_URL = "PRETEXT_FLOW_RUN_URL"
 """Set by a flow for the stages it runs: the page of the flow run."""
 PATCH = "reproduce/changes.patch"
+PATCH_FORMAT = ("--no-ext-diff", "--no-textconv", "--no-color", "--binary", "--src-prefix=a/", "--dst-prefix=b/")
+"""What `git apply` reads, whatever the user's configuration of git."""
 DECIDES = ("params.yaml", "dvc.yaml", "requirements.lock", "stages", "ssl_models")
 """What decides the result; `compute.yaml`, which may name a password, does not."""
 
@@ -65,20 +68,25 @@ def tracking(corpus: str, stage: str, datasets: tuple[Dataset, ...]) -> Tracking
 
 
 def reproduction(stage: str, commit: str, changed: bool) -> str:
-    """The commands that do this stage again from a clone of the repository, as Markdown."""
+    """The commands that do this stage again, and what must be done before them, as Markdown."""
+    origin = _git("remote", "get-url", "origin").strip()
+    clone = [f"git clone {public(origin)} reproduced", "cd reproduced"] if origin and not Path(origin).exists() else []
     patch = [f"git apply {Path(PATCH).name}"] if changed else []
-    lines = ["```bash", f"git checkout {commit or 'COMMIT'}", *patch, "make environment"]
+    lines = ["```bash", *clone, f"git checkout {commit or 'COMMIT'}", *patch, "make environment"]
     lines += [f".venv/bin/dvc repro {stage}", "```"]
     if changed:
-        lines += ["", f"The working tree had changes that the commit lacks: they are this run's artifact `{PATCH}`."]
+        lines += ["", f"The working tree had changes that the commit lacks: save this run's artifact `{PATCH}` there."]
+    if clone and not _git("branch", "--remotes", "--contains", commit):
+        lines += ["", "No branch of a remote had the commit when the run began: it must be pushed first."]
     return "\n".join(lines)
 
 
 def uncommitted() -> str:
     """What decides the result and differs from the commit, as one patch; empty outside git."""
-    changed = _git("diff", "HEAD", "--", *DECIDES)
-    new = _git("ls-files", "--others", "--exclude-standard", "--", *DECIDES).splitlines()
-    return changed + "".join(_git("diff", "--no-index", "--", os.devnull, name, status=1) for name in new)
+    changed = _git("diff", *PATCH_FORMAT, "HEAD", "--", *DECIDES)
+    new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *DECIDES).split("\0")[:-1]
+    added = (_git("diff", *PATCH_FORMAT, "--no-index", "--", os.devnull, name, status=1) for name in new)
+    return changed + "".join(added)
 
 
 def _git(*arguments: str, status: int = 0) -> str:

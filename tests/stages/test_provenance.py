@@ -46,6 +46,33 @@ def test_what_the_commit_lacks_is_a_patch_that_restores_it(repository: Path, tmp
         assert (clone / name).read_text() == (repository / name).read_text()
 
 
+def test_the_patch_is_one_that_git_reads_whatever_the_user_s_configuration(repository: Path, tmp_path: Path) -> None:
+    for setting in ("diff.noprefix=true", "color.diff=always", "diff.external=false"):
+        subprocess.run(["git", "config", *setting.split("=")], check=True)
+    (repository / "params.yaml").write_text("models: {m: 2}\n")
+    (repository / "stages/\u00fc.bin").write_bytes(b"\0\1")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
+    subprocess.run(["git", "apply"], input=provenance.uncommitted().encode(), cwd=clone, check=True)
+    assert (clone / "params.yaml").read_text() == "models: {m: 2}\n"
+    assert (clone / "stages/\u00fc.bin").read_bytes() == b"\0\1"
+
+
+def test_the_commands_clone_the_repository_without_its_password_and_say_what_was_not_pushed(
+    repository: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["git", "remote", "add", "origin", "https://user:do-not-tell@localhost/x.git"], check=True)
+    commands = provenance.tracking("c", "pretrain@m", ()).reproduce
+    assert "git clone https://localhost/x.git reproduced\ncd reproduced\ngit checkout" in commands
+    assert "must be pushed first" in commands
+    remote = tmp_path / "remote"
+    subprocess.run(["git", "clone", "-q", "--bare", str(repository), str(remote)], check=True)
+    subprocess.run(["git", "remote", "set-url", "origin", remote.as_uri()], check=True)
+    subprocess.run(["git", "fetch", "-q"], check=True)
+    commands = provenance.tracking("c", "pretrain@m", ()).reproduce
+    assert f"git clone {remote.as_uri()} reproduced" in commands and "must be pushed" not in commands
+
+
 def test_a_dvc_experiment_keeps_its_runs_in_the_project(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = repository / ".dvc/tmp/exps/tmpabc"
     copy.mkdir(parents=True)
