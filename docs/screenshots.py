@@ -1,6 +1,7 @@
 """`make screenshots`: docs/*.png from the real MLflow and Prefect pages of this project's runs.
 
-Both servers are started here, on 127.0.0.1, and end with this process; PREFECT_API_URL names one that runs already.
+Both servers are started here, on 127.0.0.1, and end with this process; one that runs already (`make schedule`, or an
+MLflow server that keeps the runs) is used.
 """
 
 from __future__ import annotations
@@ -15,41 +16,47 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, ViewportSize, sync_playwright
 
 from flows import leash
 from flows.links import ranked_runs
+from stages.provenance import tracking_uri
 
 FOLDER = Path(__file__).parent
-SIZE = {"width": 1400, "height": 900}
+PAGE: ViewportSize = {"width": 1400, "height": 900}
+GRAPH_DENSITY = 2
+"""A graph has the smallest print."""
 COLOURS = 128
 """A palette keeps the files small."""
-PATIENCE_SECONDS = 120.0
-PAGE_MILLISECONDS = 150_000
-"""For a page to show what it is about, on a busy machine."""
-SETTLE_MILLISECONDS = 2500
-"""For charts and graphs to be drawn once the network is quiet."""
+PATIENCE_SECONDS = 150.0
+"""For a server to answer and a page to show what it is about, on a busy machine."""
+STILL_MILLISECONDS = 1000
+"""A page that has not changed for so long is drawn."""
 PREFECT_PORT, MLFLOW_PORT = 4291, 5091
-CHROMIUM = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--enable-unsafe-swiftshader",
-)
+CHROMIUM = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+"""Prefect draws its graph with WebGL, and there may be no GPU."""
+TRAINER = """
+localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+"""
+"""MLflow would open on its pages for applications of language models, with an assistant over half of them."""
+COMPLETED = (36, 160, 77)
+"""What Prefect's graph paints a completed task with."""
 
 
 @contextmanager
-def served(module: list[str], address: str) -> Iterator[None]:
+def served(module: list[str], address: str, **environment: str) -> Iterator[None]:
     """A server that answers at `address`, until the end of the block."""
     command = leash.command([sys.executable, "-m", *module], 5.0)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env={**os.environ, **environment}, process_group=0, **quiet)
     try:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not _answers(address):
@@ -77,86 +84,146 @@ def post(address: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def shoot(page: Page, address: str, name: str, shows: str, folder: Path) -> Path:
-    """A picture of the page at `address`, once it shows the text `shows`."""
-    page.goto(address, wait_until="load", timeout=PAGE_MILLISECONDS)
-    page.wait_for_function("text => document.body.innerText.includes(text)", arg=shows, timeout=PAGE_MILLISECONDS)
-    page.wait_for_timeout(SETTLE_MILLISECONDS)
+def drawn(page: Page, is_drawn: Callable[[Image.Image], bool] = lambda picture: True) -> Image.Image:
+    """The page as a picture, once it stands still and holds what it must."""
+    deadline, before = time.monotonic() + PATIENCE_SECONDS, b""
+    while True:
+        now = page.screenshot(animations="disabled")
+        picture = Image.open(io.BytesIO(now)).convert("RGB")
+        if now == before and is_drawn(picture):
+            return picture
+        if time.monotonic() > deadline:
+            sys.exit(f"error: {page.url} is not drawn")
+        before = now
+        page.wait_for_timeout(STILL_MILLISECONDS)
+
+
+def opened(page: Page, address: str, *shows: str) -> None:
+    """Go to `address` and wait until the page shows every text of `shows`."""
+    wanted = "texts => texts.every(text => document.body.innerText.includes(text))"
+    try:
+        page.goto(address, wait_until="commit", timeout=1000 * PATIENCE_SECONDS)
+        page.wait_for_function(wanted, arg=list(shows), timeout=1000 * PATIENCE_SECONDS, polling=250)
+    except Error:
+        said = " ".join(page.inner_text("body").split())[:500]
+        sys.exit(f"error: {address} does not show {', '.join(shows)}, but: {said or 'nothing'}")
+
+
+def tasks_are_painted(picture: Image.Image) -> bool:
+    """Whether a picture holds the graph of a flow run: Prefect draws it some time after the page."""
+    pixels = np.asarray(picture, dtype=np.int16)
+    near = (np.abs(pixels - COMPLETED) < 16).all(axis=2)
+    return int(near.sum()) > 500
+
+
+Shot = tuple[str, Image.Image, str]
+"""A picture's name, the picture, and the text of its page."""
+
+
+def prefect_pages(browser: Browser, api: str) -> Iterator[Shot]:
+    """The page of the longest flow run with its graph, and its metrics."""
+    base = api.removesuffix("/api")
+    wanted = {"flows": {"name": {"any_": ["pretext"]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    runs = post(f"{api}/flow_runs/filter", {"limit": 200, **wanted})
+    if not runs:
+        sys.exit("error: Prefect has no completed flow run; make one: make flow")
+    run = max(runs, key=lambda run: run["total_run_time"])
+    address = f"{base}/runs/flow-run/{run['id']}"
+    page = browser.new_page(viewport=PAGE, device_scale_factor=GRAPH_DENSITY)
+    opened(page, address, run["name"], "Task Runs")
+    yield "prefect-flow-run", _with_graph(page), page.inner_text("body")
+
+    asked = {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["metrics"]}}
+    (artifact, *_) = post(f"{api}/artifacts/filter", {"artifacts": asked})
+    page = browser.new_page(viewport=PAGE)
+    opened(page, f"{base}/artifacts/artifact/{artifact['id']}", "accuracy", "ingest")
+    yield "prefect-metrics", drawn(page), page.inner_text("body")
+
+
+def _with_graph(page: Page) -> Image.Image:
+    """The upper part of a flow run's page, and below it the graph by dependency, in full screen."""
+    part = page.locator(".flow-run-graphs").bounding_box()
+    assert part is not None
+    above = drawn(page, tasks_are_painted)
+    above = above.crop((0, 0, above.width, round(GRAPH_DENSITY * (part["y"] + part["height"]))))
+    page.get_by_label("Run Graph Options").click()
+    page.get_by_text("Dependency grid").click()
+    page.keyboard.press("Escape")
+    page.get_by_title("Toggle fullscreen").click()
+    drawn(page)
+    page.get_by_title("Recenter graph").click()
+    graph = drawn(page, tasks_are_painted)
+    both = Image.new("RGB", (above.width, above.height + graph.height))
+    both.paste(above, (0, 0))
+    both.paste(graph, (0, above.height))
+    return both
+
+
+def best_run(api: str) -> dict[str, Any]:
+    """The run with the best probe in the experiment that has most runs."""
+    experiments = post(f"{api}/experiments/search", {"max_results": 100}).get("experiments", [])
+    order = {"max_results": 1000, "order_by": ["metrics.`probe.accuracy` DESC"]}
+    found = [
+        post(f"{api}/runs/search", {"experiment_ids": [experiment["experiment_id"]], **order}).get("runs", [])
+        for experiment in experiments
+    ]
+    runs: list[Any] = max(found, key=len, default=[])
+    if not runs:
+        sys.exit("error: MLflow has no run; make one: make run")
+    return dict(runs[0]["info"])
+
+
+def mlflow_pages(browser: Browser, base: str) -> Iterator[Shot]:
+    """The run list, best probe first, and the best run's page with its description and one of its pictures."""
+    run = best_run(f"{base}/api/2.0/mlflow")
+    page = browser.new_page(viewport=PAGE)
+    page.add_init_script(TRAINER)
+    opened(page, ranked_runs(base, run["experiment_id"]), run["run_name"], "Sort: probe.accuracy", "probe.accuracy")
+    yield "mlflow-runs", drawn(page), page.inner_text("body")
+
+    address = f"{base}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
+    page = browser.new_page(viewport=PAGE)
+    page.add_init_script(TRAINER)
+    opened(page, address, "Description", "Linear probe", "About this run")
+    drawn(page)
     more = page.get_by_text("Show more", exact=True)
     if more.count():
         more.first.click()
-        page.wait_for_timeout(SETTLE_MILLISECONDS)
-    path = folder / f"{name}.png"
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
-    return path
+    yield "mlflow-run", drawn(page), page.inner_text("body")
+
+    opened(page, f"{address}/artifacts/probe/label_efficiency.png", "label_efficiency.png", "Path:")
+    page.wait_for_function("[...document.images].some(picture => picture.naturalWidth > 300)", polling=250)
+    page.get_by_text("Path:").first.evaluate("line => line.style.visibility = 'hidden'")  # a path of this machine
+    yield "mlflow-pictures", drawn(page), page.inner_text("body")
 
 
-def prefect_pages(page: Page, api: str, folder: Path) -> None:
-    """The graph of the longest flow run, and its artifacts."""
-    runs = post(f"{api}/flow_runs/filter", {"limit": 50, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
-    if not runs:
-        sys.exit("error: Prefect has no completed flow run; make one: make flow")
-    longest = max(runs, key=lambda run: run["total_run_time"])
-    base = api.removesuffix("/api")
-    shoot(page, f"{base}/runs/flow-run/{longest['id']}", "prefect-flow-run", longest["name"], folder)
-    wanted = {"flow_run_id": {"any_": [longest["id"]]}, "key": {"any_": ["metrics"]}}
-    for artifact in post(f"{api}/artifacts/filter", {"artifacts": wanted})[:1]:
-        shoot(page, f"{base}/artifacts/artifact/{artifact['id']}", "prefect-metrics", "linear-probe", folder)
-
-
-def _as_trainer(page: Page, base: str) -> None:
-    """MLflow opens on its pages for language model applications, with an assistant beside them: choose ours."""
-    page.goto(base, wait_until="load", timeout=PAGE_MILLISECONDS)
-    page.get_by_text("Model training", exact=True).first.click(timeout=PAGE_MILLISECONDS)
-    page.wait_for_timeout(SETTLE_MILLISECONDS)
-    assistant = page.get_by_text("MLflow Assistant")
-    if assistant.count():
-        page.locator("button", has=page.locator("svg")).last.scroll_into_view_if_needed()
-        assistant.first.locator("xpath=ancestor::*[.//button][1]//button").last.click()
-
-
-def mlflow_pages(page: Page, base: str, folder: Path) -> None:
-    """The run list, best probe first, and the best run's page with its description and its pictures."""
-    search = f"{base}/api/2.0/mlflow"
-    experiments = post(f"{search}/experiments/search", {"max_results": 100})["experiments"]
-    ids = [experiment["experiment_id"] for experiment in experiments if experiment["name"] != "Default"]
-    order = ["metrics.`probe.accuracy` DESC"]
-    runs = post(f"{search}/runs/search", {"experiment_ids": ids, "max_results": 1, "order_by": order}).get("runs")
-    if not runs:
-        sys.exit("error: MLflow has no run; make one: make run")
-    info = runs[0]["info"]
-    _as_trainer(page, base)
-    shoot(page, ranked_runs(base, info["experiment_id"]), "mlflow-runs", info["run_name"], folder)
-    run = f"{base}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
-    shoot(page, run, "mlflow-run", "Description", folder)
-    shoot(page, f"{run}/artifacts/probe/label_efficiency.png", "mlflow-pictures", "Path:", folder)
-
-
-def main() -> None:
-    """Take every picture, into `docs/` or the folder named on the command line."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser_path is None:
-        sys.exit("error: there is no chromium here; install it: apt-get install chromium")
+def take() -> Iterator[Shot]:
+    """Every picture, from servers that live as long as this iterator."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("error: there is no chromium here; install it: apt-get install chromium fonts-dejavu-core")
     with ExitStack() as stack:
         api = os.environ.get("PREFECT_API_URL")
         if api is None:
-            api = f"http://127.0.0.1:{PREFECT_PORT}/api"
-            port = str(PREFECT_PORT)
-            stack.enter_context(
-                served(["prefect", "server", "start", "--host", "127.0.0.1", "--port", port], f"{api}/health")
-            )
-        review = f"http://127.0.0.1:{MLFLOW_PORT}"
-        stack.enter_context(served(["flows.review", "--port", str(MLFLOW_PORT)], f"{review}/health"))
-        playwright = stack.enter_context(sync_playwright())
-        browser = playwright.chromium.launch(executable_path=browser_path, args=list(CHROMIUM))
-        page = browser.new_page(viewport=SIZE)
-        mlflow_pages(page, review, folder)
-        prefect_pages(page, api, folder)
+            api, port = f"http://127.0.0.1:{PREFECT_PORT}/api", str(PREFECT_PORT)
+            start = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+            stack.enter_context(served(start, f"{api}/health", PREFECT_UI_API_URL=api))  # by default it asks port 4200
+        base = tracking_uri().rstrip("/")
+        if not base.startswith("http"):
+            base = f"http://127.0.0.1:{MLFLOW_PORT}"
+            stack.enter_context(served(["flows.review", "--port", str(MLFLOW_PORT)], f"{base}/health"))
+        browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=chromium, args=list(CHROMIUM))
+        yield from mlflow_pages(browser, base)
+        yield from prefect_pages(browser, api)
         browser.close()
+
+
+def main() -> None:
+    """Take every picture, into `docs/`."""
+    for name, picture, _ in take():
+        path = FOLDER / f"{name}.png"
+        picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

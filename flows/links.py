@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 5000
 """Where `make review` serves the runs of a local store."""
+VIEW = "probe"
+"""The view of an experiment's runs that `make review` keeps in the store."""
 
 
 def flow_run_page(flow_run_id: Any) -> str | None:
@@ -39,6 +40,5 @@ def mlflow_address(run: Any, base: str = f"http://{REVIEW_HOST}:{REVIEW_PORT}") 
 
 
 def ranked_runs(base: str, experiment: str) -> str:
-    """MLflow's list of an experiment's runs, the best probe first."""
-    order = urlencode({"orderByKey": "metrics.`probe.accuracy`", "orderByAsc": "false"})
-    return f"{base}/#/experiments/{experiment}/runs?{order}"
+    """MLflow's list of an experiment's runs, among its pages for training, the best probe first."""
+    return f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"

@@ -1,15 +1,37 @@
-"""The MLflow UI on every run so far: `make review`. It listens on 127.0.0.1 unless told otherwise."""
+"""The MLflow UI on every run so far: `make review`. It listens on 127.0.0.1 unless told otherwise.
+
+A reviewer's first question is which run is best, and against what: each experiment gets a shared view of its runs that
+answers it, and its address is printed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
-from flows.links import REVIEW_HOST, REVIEW_PORT, ranked_runs
+from flows.links import REVIEW_HOST, REVIEW_PORT, VIEW, ranked_runs
 from ssl_models import tracking
+from ssl_models.addresses import public
 from stages import provenance
 from stages.params import UserError
+
+BEST = "metrics.`probe.accuracy`"
+COLUMNS = {
+    BEST: 118,
+    "metrics.`probe.gain.random_init`": 172,
+    "metrics.`probe.random_init.accuracy`": 200,
+    "metrics.`probe.raw_input.accuracy`": 192,
+}
+"""Columns of the view, with their width in pixels."""
+
+
+def view() -> str:
+    """The tag that MLflow reads a shared view from: sorted by the probe's accuracy, beside its baselines."""
+    columns = list(COLUMNS)
+    shown = {"selectedColumns": columns, "columnOrder": columns, "columnWidths": COLUMNS}
+    return json.dumps({"orderByKey": BEST, "orderByAsc": False, **shown})
 
 
 def server_command(host: str, port: int) -> list[str]:
@@ -20,12 +42,14 @@ def server_command(host: str, port: int) -> list[str]:
 
 
 def rankings(uri: str, base: str) -> list[str]:
-    """For each experiment, the address of its runs, the best probe first."""
+    """For each experiment, the address of its runs, the best probe first; the view is put into the store."""
     from mlflow import MlflowClient
 
     with tracking.created(uri):
-        experiments = MlflowClient(tracking_uri=uri).search_experiments()
-    named = sorted((e.name, str(e.experiment_id)) for e in experiments if e.name != "Default")
+        client = MlflowClient(tracking_uri=uri)
+        named = sorted((e.name, str(e.experiment_id)) for e in client.search_experiments() if e.name != "Default")
+        for _, identifier in named:
+            client.set_experiment_tag(identifier, f"mlflow.sharedViewState.{VIEW}", view())
     return [f"{name:20} {ranked_runs(base, identifier)}" for name, identifier in named]
 
 
@@ -41,7 +65,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if uri.startswith("http"):
-        print(f"the runs are on a server: open {tracking.public(uri)}")
+        print(f"the runs are on a server: open {public(uri)}")
         return
     tracking.quiet()
     base = f"http://{given.host}:{given.port}"
