@@ -133,6 +133,16 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
         decode(data, 8, 8, 3)
 
 
+def test_a_heic_is_named() -> None:
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+    assert pictures.check(data, 2**20) == "HEIC pictures are not read: convert them to JPEG"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 5000), (5000, 1), (1, 1)])
+def test_any_aspect_fills_the_row(width: int, height: int) -> None:
+    assert decode(encoded(halves(width, height), "PNG"), 16, 24, 3).shape == (3, 16, 24)
+
+
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]),

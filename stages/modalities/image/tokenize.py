@@ -129,7 +129,7 @@ def sample(partitions: Sequence[Path], column: str, decode: Decode, most: int) -
             if pixels is not None:
                 found[ids[row]] = pixels
     if not found:
-        raise UserError("tokenize: no row has the pixels of a row: ask for fewer frames")
+        raise UserError("tokenize: no clip has the frames of a row: ask for fewer frames")
     return np.stack([found[id_] for id_ in sorted(found)])
 
 

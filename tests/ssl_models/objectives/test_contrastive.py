@@ -15,6 +15,13 @@ def test_the_two_views_are_drawn_independently():
     assert len(torch.unique(views.flatten(0, 1).flatten(1), dim=0)) == 16
 
 
+def test_views_are_cropped_flipped_jittered_and_grey_and_not_blurred():
+    default = objective("contrastive", vit(), encoding()).options.augment
+    assert default.crop[0] < 1 and default.flip == 0.5 and default.jitter > 0 and default.grey > 0
+    assert min(default.brightness, default.contrast, default.saturation, default.hue) > 0
+    assert default.blur == 0  # small pictures have nothing to lose
+
+
 def test_equal_projections_cost_the_logarithm_of_the_choices():
     learner = objective("contrastive", vit(), encoding())
     outcome = learner.couple(torch.ones(256, 2, 8))

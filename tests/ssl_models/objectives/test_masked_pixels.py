@@ -56,6 +56,15 @@ def test_predicting_zero_costs_the_biased_variance(channels):
     assert float(mae(batch).loss.detach() / mae.count(batch)) == pytest.approx((n - 1) / n, abs=1e-3)
 
 
+def test_features_are_the_class_token_and_the_mean_of_all_patches():
+    mae = learner().eval()
+    features = mae.features({"pixels": pixels()})
+    encoded = mae.encoder(pixels())
+    assert features.keys() >= {"cls", "mean"} and encoded.tokens.shape[1] == 16
+    torch.testing.assert_close(features["mean"], encoded.tokens.mean(dim=1))
+    torch.testing.assert_close(features["cls"], encoded.cls)
+
+
 def test_targets_are_normalised_patch_by_patch():
     targets = learner().targets(pixels())
     torch.testing.assert_close(targets.mean(2), torch.zeros(8, 16), atol=1e-4, rtol=0)

@@ -31,6 +31,16 @@ def test_masks_cover_about_75_of_196_patches_in_blocks():
     assert rates.min() > 0.02 and rates.max() < 0.8
 
 
+def test_a_block_has_about_16_patches_and_an_aspect_of_0_3_to_its_inverse():
+    grid = block_masks(keys(2000), 14, 14, 16 / 196, 0).view(-1, 14, 14)
+    height, width = grid.any(dim=2).sum(dim=1), grid.any(dim=1).sum(dim=1)
+    solid = height * width == grid.sum(dim=(1, 2))  # one block, but for single patches that happen to lengthen it
+    assert solid.float().mean() > 0.5
+    ratio = (height / width)[solid]
+    assert ratio.min() >= 2 / 8 and ratio.max() <= 8 / 2
+    assert (ratio > 2).any() and (ratio < 0.5).any()
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0.05, 0.95), st.integers(0))
 def test_masks_of_any_grid_hide_something_and_no_more_than_asked(rows, columns, ratio, seed):

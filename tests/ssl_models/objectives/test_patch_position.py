@@ -35,6 +35,21 @@ def test_both_orders_are_asked_and_are_opposites():
         assert offsets[back] == tuple(-step for step in offsets[forward])
 
 
+def test_patches_meet_only_after_the_one_encoder() -> None:
+    task = learner().eval()
+    torch.nn.init.normal_(task.head.weight)
+    patches = task.prepare({"pixels": pixels(2, side=24)}, keys(2))["patches"]
+    before = task.logits(patches)
+    for place, pair in ((0, 0), (8, 7)):
+        changed = patches.clone()
+        changed[:, place] = 1 - changed[:, place]
+        moved = (task.logits(changed) - before).abs().amax(dim=(0, 2)) > 1e-5
+        assert moved.nonzero().flatten().tolist() == [pair, 8 + pair]
+    swapped = patches.clone()
+    swapped[:, [0, 8]] = patches[:, [8, 0]]
+    torch.testing.assert_close(task.logits(swapped)[:, [0, 7]], before[:, [7, 0]])  # one encoder, whatever the place
+
+
 @pytest.mark.parametrize("backbone", [resnet(), vit(patch=1)])
 def test_a_fresh_head_costs_ln_8(backbone):
     rows = {"pixels": pixels(side=24)}
