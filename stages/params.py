@@ -19,12 +19,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+import ssl_models
 from ssl_models import presets
 from ssl_models.addresses import public, secret
 from ssl_models.config import Model, Probe, Strict
 
 PARAMS = Path("params.yaml")
 COMPUTE = Path("compute.yaml")
+OBJECTIVES = Path(ssl_models.__file__).parent / "objectives"
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -86,8 +88,20 @@ class Params(Strict):
         return self
 
     @model_validator(mode="after")
-    def _backbones_exist(self) -> Params:
+    def _models_are_probed(self) -> Params:
+        if self.models and "probe" not in self.model_fields_set:
+            raise ValueError("probe: is required where there are models (`probe: {}` takes every default)")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_and_backbones_exist(self) -> Params:
+        known = sorted(path.stem for path in OBJECTIVES.glob("*.py") if path.stem != "__init__")
         for name, model in self.models.items():
+            if model.objective not in known:
+                raise ValueError(
+                    f"models.{name}.objective: there is no {model.objective!r} in ssl_models/objectives "
+                    f"(there are: {', '.join(known)})"
+                )
             try:
                 presets.check(model.backbone)
             except ValueError as error:

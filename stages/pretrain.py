@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import ssl_models
-from ssl_models import job, presets
+from ssl_models import job
 from ssl_models.config import Model
 from stages import dispatch, params, provenance, tables
 from stages.params import PARAMS, UserError
@@ -21,19 +20,8 @@ JOB = "job.json"
 
 
 def check(name: str, model: Model) -> None:
-    """UserError, naming the key, where the model cannot be what it says. A launcher elsewhere gets a full check of the
+    """UserError, naming the key, where there is nothing to start from. A launcher elsewhere gets a full check of the
     objective's options, too; a local job makes it by itself at once."""
-    folder = Path(ssl_models.__file__).parent / "objectives"
-    known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    if model.objective not in known:
-        raise UserError(
-            f"{PARAMS}: models.{name}.objective: there is no {model.objective!r} in ssl_models/objectives "
-            f"(there are: {', '.join(known)})"
-        )
-    try:
-        presets.check(model.backbone)
-    except ValueError as error:
-        raise UserError(f"{PARAMS}: models.{name}.backbone.{error}") from None
     if model.init_from is not None and not Path(model.init_from).is_dir():
         raise UserError(f"{PARAMS}: models.{name}.init_from: there is no folder {model.init_from}")
     if params.load_compute().launcher != "local":

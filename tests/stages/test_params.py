@@ -18,7 +18,9 @@ CORPUS = """corpora:
     tokenize: {}
     shard: {}
 """
-MODEL = "models: {m: {corpus: mine, objective: next_token, backbone: {preset: llama}, train: {steps: 1, batch: 1}}}\n"
+MODEL = """probe: {}
+models: {m: {corpus: mine, objective: next_token, backbone: {preset: llama}, train: {steps: 1, batch: 1}}}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,22 @@ def test_reader_options_are_the_further_keys_of_ingest() -> None:
         (CORPUS.replace("mine:", "3:"), r"corpora\.3: a name must be"),
         (CORPUS + MODEL.replace("mine", "yours"), r"models\.m\.corpus: there is no corpus 'yours' \(corpora: mine\)"),
         (CORPUS + MODEL.replace("steps: 1", "steps: 0"), r"models\.m\.train\.steps: must be greater than"),
+        (
+            CORPUS + MODEL.replace("batch: 1", "batch: 1, learning_rate: -1"),
+            r"learning_rate: must be greater than 0",
+        ),
+        (
+            CORPUS + MODEL.replace("next_token", "next_tok"),
+            r"models\.m\.objective: there is no 'next_tok' .*next_t",
+        ),
+        (CORPUS + MODEL.replace("llama", "lama"), r"models\.m\.backbone\.preset: there is no transformer 'lama'"),
+        (CORPUS + MODEL.replace("llama", "llama, heads: 5"), r"models\.m\.backbone\.heads: 5 heads do not divide"),
+        (
+            CORPUS + MODEL.replace("probe: {}", ""),
+            r"params\.yaml: probe: is required where there are models",
+        ),
+        (CORPUS + MODEL.replace("probe: {}", "probe:"), r"probe: must be a mapping of keys to values, not nothing"),
+        (CORPUS + "models:\n", r"models: must be a mapping of keys to values, not nothing"),
         ("\x00", "is not valid YAML"),
     ],
 )

@@ -27,6 +27,7 @@ models:
     objective: next_token
     backbone: {preset: llama, layers: 1, width: 16, heads: 2}
     train: {steps: 6, batch: 4, evaluate_every: 3, validation_rows: 8}
+probe: {}
 """
 
 
