@@ -196,12 +196,16 @@ def loss_curve(path: Path, name: str) -> str | None:
 
 
 class StageProgress:
-    """A progress artifact fed from a stage's own lines: `gpt: step 50/150, ...`. To be used inside its task."""
+    """A progress artifact fed from a stage's own lines: `gpt: step 50/150, ...`. To be used inside its task.
+
+    Where the server does not take it, the stage goes on without.
+    """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name, self._clock = name, clock
         self._last = clock()
         self._artifact: UUID | None = None
+        self._refused = False
 
     def line(self, text: str) -> None:
         """Look for `done/total` in a line of output."""
@@ -218,11 +222,16 @@ class StageProgress:
             self._show(100.0)
 
     def _show(self, percent: float) -> None:
-        if self._artifact is None:
-            key = f"progress-{slug(self._name)}"
-            self._artifact = _identifier(create_progress_artifact(percent, key=key, description=self._name))
-        else:
-            update_progress_artifact(self._artifact, percent)
+        if self._refused:
+            return
+        try:
+            if self._artifact is None:
+                key = f"progress-{slug(self._name)}"
+                self._artifact = _identifier(create_progress_artifact(percent, key=key, description=self._name))
+            else:
+                update_progress_artifact(self._artifact, percent)
+        except Exception:
+            self._refused = True
 
 
 def _identifier(value: Any) -> UUID:

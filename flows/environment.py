@@ -10,30 +10,35 @@ runs. Databases are SQLite files, or PostgreSQL where the tools' own variables n
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
 HOME = Path(".prefect")
 WEBHOOK = "PRETEXT_WEBHOOK"
 _SERVER = "server"
-EPHEMERAL_PATIENCE = "120"
-"""Seconds for the server that a flow brings along: a busy machine, or new tables in a far database, take a while."""
+RETRIES = "4"
+"""Of a request to Prefect's server: half a minute in all, in which it may be started anew."""
 
 
 def prepare() -> None:
     """Set what Prefect reads when it is imported; what the user has set stays."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_UI_API_URL", "/api")  # a page asks the server that it comes from, wherever that is
+    os.environ.setdefault("PREFECT_SERVER_UI_V2_ENABLED", "false")  # its pages tell a third party of every visit
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", EPHEMERAL_PATIENCE)
-    own = "PREFECT_API_URL" in os.environ or (Path.home() / HOME / "profiles.toml").exists()
-    if not own:
+    if is_ours() and "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(HOME.absolute()))
         if (address := running_server()) is not None:
             os.environ["PREFECT_API_URL"] = address
+
+
+def is_ours() -> bool:
+    """Whether Prefect has no configuration of the user's own."""
+    return not (Path.home() / HOME / "profiles.toml").exists()
 
 
 def home() -> Path:
@@ -53,10 +58,18 @@ def forget_server() -> None:
 
 
 def running_server() -> str | None:
-    """The API of the remembered server, if something listens there."""
-    with contextlib.suppress(OSError, ValueError):
+    """The API of the remembered server, if it answers."""
+    try:
         address = (home() / _SERVER).read_text(encoding="utf-8").strip()
-        place = urlsplit(address)
-        with socket.create_connection((place.hostname or "", place.port or 0), timeout=1):
-            return address
-    return None
+    except OSError:
+        return None
+    return address if answers(address) else None
+
+
+def answers(address: str) -> bool:
+    """Whether a Prefect server answers at the API `address`."""
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+            return bool(answer.read() == b"true")
+    except (OSError, ValueError, urllib.error.URLError):
+        return False

@@ -8,23 +8,27 @@ run ends everything it has started.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows import artifacts, graph, publish
 from flows.artifacts import Outcome, StageProgress
@@ -35,6 +39,9 @@ from flows.stage_task import Children, Ended, Policy, StageError, repro
 from stages.provenance import FLOW_RUN_URL
 
 MOST_PARALLEL = 32
+POLL_SECONDS = 1.0
+"""Between looks at whether the run has been cancelled on Prefect's pages."""
+CANCELLED = "cancelled; every stage it had started has been ended"
 ALIKE = "what it needs came out as before"
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_PARALLEL)
 
@@ -107,10 +114,10 @@ def pipeline(
     keep_going: bool = False,
     push: bool = False,
     commit: str | None = None,
-    timeouts: dict[str, float] | None = None,
-    retries: int = 2,
-    retry_delay: float = 30.0,
-    parallel: int | None = None,
+    timeouts: dict[str, Annotated[float, Field(gt=0)]] | None = None,
+    retries: Annotated[int, Field(ge=0)] = 2,
+    retry_delay: Annotated[float, Field(ge=0)] = 30.0,
+    parallel: Annotated[int, Field(ge=1)] | None = None,
 ) -> State[Any]:
     """Reproduce what has changed of `targets` and of what they need.
 
@@ -126,34 +133,72 @@ def pipeline(
         parallel: most stages that run at the same time; by default half the cores, at least 2.
     """
     wanted = list(targets or ())
+    children = Children(_environment())
     try:
         nodes = graph.read(wanted, force=force)
+        _check_timeouts(timeouts or {}, nodes)
         if commit is not None:
             publish.check_branch(commit)
         if push:
             publish.check_remote()
+        edges = {node.name: node.needs for node in nodes}
+        forced = frozenset(graph.expand(wanted or edges, edges) if force else ())
+        work = Work(children, forced, Policy(timeouts or {}, retries, retry_delay))
+        with _heeding(children):
+            states = _run(nodes, work, keep_going, parallel or default_parallel())
+            state = _summary(nodes, states)
+            _show(nodes, work.outcomes)
+            if state.is_completed() and push:
+                state = _after(state, push_data(wanted, children, return_state=True))
+            if state.is_completed() and commit is not None:
+                records = [path for node in graph.read() for path in node.records]
+                state = _after(state, commit_records(commit, records, _message(state, nodes), return_state=True))
     except (GraphError, publish.PublishError) as error:
         return Failed(message=str(error))
-    children = Children(_environment())
-    forced = graph.expand(wanted, {n.name: n.needs for n in nodes}) if wanted else {node.name for node in nodes}
-    work = Work(children, frozenset(forced if force else ()), Policy(timeouts or {}, retries, retry_delay))
-    try:
-        states = _run(nodes, work, keep_going, parallel or default_parallel())
-        state = _summary(nodes, states)
-        artifacts.publish(nodes, work.outcomes)
-        if state.is_completed() and push:
-            state = _after(state, push_data(wanted, children, return_state=True))
-        if state.is_completed() and commit is not None:
-            records = [path for node in graph.read() for path in node.records]
-            state = _after(state, commit_records(commit, records, _message(state, nodes), return_state=True))
     except (KeyboardInterrupt, TerminationSignal):
         _ignore_signals()
         children.end()
-        return Cancelled(message="cancelled; every stage it had started has been ended")
     except BaseException:
         children.end()
         raise
-    return state
+    return Cancelled(message=CANCELLED) if children.ending.is_set() else state
+
+
+@contextmanager
+def _heeding(children: Children) -> Iterator[None]:
+    """Meanwhile, end everything once the run is cancelled through Prefect: no worker watches one started by hand."""
+    over, run = threading.Event(), runtime.flow_run.id
+
+    def watch() -> None:
+        with get_client(sync_client=True) as client:
+            while not over.wait(POLL_SECONDS):
+                with contextlib.suppress(Exception):  # a server that is away for a while
+                    state = client.read_flow_run(run).state
+                    if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                        children.end()
+                        return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _show(nodes: Sequence[Node], outcomes: dict[str, Outcome]) -> None:
+    """The run's artifacts; that a page lacks a table does not make a result worse."""
+    try:
+        artifacts.publish(nodes, outcomes)
+    except Exception as error:
+        get_run_logger().warning("the run's artifacts are incomplete: %s: %s", type(error).__name__, error)
+
+
+def _check_timeouts(names: Iterable[str], nodes: Sequence[Node]) -> None:
+    """GraphError where a timeout would limit nothing."""
+    known = {"all", *(node.kind for node in nodes), *(node.name for node in nodes)}
+    for name in names:
+        if name not in known:
+            raise GraphError(f"timeouts: {name!r} is no stage of this run (stages: {', '.join(sorted(known))})")
 
 
 def default_parallel() -> int:
@@ -193,7 +238,8 @@ def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> 
         waiting: list[Node] = []
         for node in ready:
             needs = [states[name] for name in node.needs]
-            obstacle = _obstacle(node, states, keep_going)
+            ending = work.children.ending.is_set()
+            obstacle = "the run was cancelled" if ending else _obstacle(node, states, keep_going)
             if obstacle is not None:
                 finish(node.name, skipped(node.name, obstacle, return_state=True))
             elif not node.changed:

@@ -1,14 +1,17 @@
 """The pipeline from the command line: `python -m flows.run [TARGET ...]`, which is `make flow`.
 
-Prefect takes two seconds to import and DVC one to look around: they do so at the same time.
+Prefect takes two seconds to import, DVC one to look around, and a server of the flow's own a few to start: all at
+once.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from collections.abc import Callable
 
-from flows import graph
+from flows import graph, server
 
 
 def options() -> argparse.ArgumentParser:
@@ -22,9 +25,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", action="append", default=[], type=timeout, metavar="[STAGE=]SECONDS", help="may be repeated"
     )
-    parser.add_argument("--retries", type=int, default=2, help="of a failed training (default: 2)")
+    parser.add_argument("--retries", type=at_least(0), default=2, help="of a failed training (default: 2)")
     parser.add_argument("--retry-delay", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("--parallel", type=int, metavar="STAGES", help="most stages at the same time")
+    parser.add_argument("--parallel", type=at_least(1), metavar="STAGES", help="most stages at the same time")
     return parser
 
 
@@ -34,14 +37,40 @@ def timeout(text: str) -> tuple[str, float]:
     return stage or "all", float(seconds)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number, `least` or more."""
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least} (got {text!r})")
+        return int(text)
+
+    return whole
+
+
 def main() -> None:
     """Run the flow; exit status 0 completed, 1 failed, 130 cancelled."""
     given = vars(options().parse_args())
-    graph.ask(given["targets"])
-    from flows.pipeline import pipeline
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not below nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        graph.ask(given["targets"])
+        ready = server.bring()
+        import httpx
 
-    given["timeouts"] = dict(given.pop("timeout"))
-    state = pipeline(**given, return_state=True)
+        from flows.pipeline import pipeline
+
+        ready()
+        given["timeouts"] = dict(given.pop("timeout"))
+        try:
+            state = pipeline(**given, return_state=True)
+        except httpx.HTTPError as error:
+            sys.exit(f"error: the Prefect server has gone ({error}); what stages have made is kept: run again")
+    except server.ServerError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("Cancelled: before any stage had been started")
+        sys.exit(130)
     print(f"{state.name}: {state.message}")
     sys.exit(0 if state.is_completed() else 130 if state.is_cancelled() else 1)
 

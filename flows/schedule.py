@@ -9,34 +9,23 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
-from flows import environment, leash
+from flows import environment
+from flows.server import PATIENCE_SECONDS, ServerError, address, end, start, wait
 
 POOL = "pretext"
-PATIENCE_SECONDS = 120.0
-"""For the server to answer, and for the worker to be seen."""
 END_SECONDS = 25.0
 """For running flows to be cancelled when the schedule ends."""
-GRACE_SECONDS = 8.0
-VERBOSE = "PRETEXT_VERBOSE"
-"""Set, it lets the server and the worker talk."""
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
-
-
-class ScheduleError(Exception):
-    """The schedule cannot be kept: one sentence."""
 
 
 class Stop(BaseException):
@@ -51,52 +40,18 @@ class NextRun:
     start: datetime
 
 
-def _start(*program: str) -> subprocess.Popen[bytes]:
-    output = None if VERBOSE in os.environ else subprocess.DEVNULL
-    command = leash.command([sys.executable, "-m", "prefect", *program], GRACE_SECONDS)
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    process.wait(GRACE_SECONDS + 5)
-
-
 @contextmanager
-def server(host: str, port: int) -> Iterator[str]:
-    """A Prefect server; yields the address of its API."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ScheduleError(f"{host}:{port}: {error.strerror}; choose another with --port") from None
-    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/api"
-    os.environ["PREFECT_API_URL"] = address
-    process = _start("server", "start", "--host", host, "--port", str(port))
+def server(host: str, port: int) -> Iterator[None]:
+    """A Prefect server that flows started by hand find."""
+    api = os.environ["PREFECT_API_URL"] = address(host, port)
+    process = start("prefect", "server", "start", "--host", host, "--port", str(port))
     try:
-        _wait(lambda: _answers(address), "the Prefect server has not started", process)
-        environment.remember_server(address)
-        yield address
+        wait(lambda: environment.answers(api), "the Prefect server has not started", process)
+        environment.remember_server(api)
+        yield
     finally:
         environment.forget_server()
-        _end(process)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=2):
-            return True
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-def _wait(condition: Callable[[], Any], complaint: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ScheduleError(f"{complaint}; {VERBOSE}=1 shows what it says")
-        time.sleep(0.2)
+        end(process)
 
 
 class Client:
@@ -186,7 +141,7 @@ def deploy() -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
-        raise ScheduleError(f"prefect.yaml: cannot be deployed: {said[-500:]}")
+        raise ServerError(f"prefect.yaml: cannot be deployed: {said[-500:]}")
 
 
 def announce(client: Client, ui: str) -> None:
@@ -208,17 +163,17 @@ def keep(own: bool) -> None:
         print(f"{left} unfinished {'run' if left == 1 else 'runs'} of an earlier server marked as crashed")
     client.make_pool()
     deploy()
-    worker = _start("worker", "start", "--pool", POOL, "--type", "process", "--name", POOL)
+    worker = start("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL)
     try:
-        _wait(client.worker_online, "the worker has not started", worker)
+        wait(client.worker_online, "the worker has not started", worker)
         announce(client, os.environ["PREFECT_API_URL"].removesuffix("/api"))
         status = worker.wait()
-        raise ScheduleError(f"the worker ended with status {status}")
+        raise ServerError(f"the worker ended with status {status}")
     except Stop:
         print("ending: running flows are being cancelled", flush=True)
         client.cancel_all()
     finally:
-        _end(worker)
+        end(worker)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -241,7 +196,7 @@ def main() -> None:
         else:
             with server(given.host, given.port):
                 keep(own=True)
-    except ScheduleError as error:
+    except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except Stop:
