@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import math
 import os
 import queue
 import sys
@@ -34,8 +35,14 @@ AT_ONCE = 1000
 """Most metrics in one batch that MLflow takes."""
 SECONDS = 3.0
 """Longest wait of a metric in the buffer."""
-MACHINE_SECONDS = 5.0
-"""Between samples of the machine's use."""
+STEPS = 10_000
+"""Most steps of a run whose metrics are sent: of longer runs every second, third, ... step."""
+HELD = 50_000
+"""Most points kept for a server that is gone; the older half then goes to the file of what no server took."""
+SHOWN = 100
+"""Most examples kept for it."""
+MACHINE_SECONDS, MACHINE_SHARE, MACHINE_MOST = 5.0, 1 / 1000, 60.0
+"""Between samples of the machine's use: at first, as a share of the time so far, and at most."""
 RETRY = 20.0
 """Seconds between attempts to reach a tracking server that failed."""
 FAREWELL = 60.0
@@ -118,14 +125,17 @@ class Tracker:
 
     def __init__(self, job: Job, memory: Path) -> None:
         self._job, self._memory = job, memory
+        self._every = math.ceil(job.model.train.steps / STEPS)
         self._queue: queue.SimpleQueue[_Shown | Status] = queue.SimpleQueue()
         self._points: deque[_Point] = deque()
         """What the server does not have yet: the training thread appends, the tracking thread takes from the left."""
+        self._shown: deque[_Shown] = deque(maxlen=SHOWN)
         self._run: dict[str, str | None] = {"run_id": None, "experiment_id": None}
         self._client: Any = None
         self._monitor: Any = None
         self._sent = {False: 0, True: 0}
         self._warned = False
+        self._began = time.monotonic()
         self._next_attempt = 0.0
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         if job.tracking.uri is not None:
@@ -133,7 +143,9 @@ class Tracker:
 
     def metrics(self, step: int, values: dict[str, float], evaluation: bool = False) -> None:
         """Metrics after `step` completed steps; those of an evaluation come beside those of the step itself."""
-        self._points.append(_Point(step, evaluation, values))
+        wanted = evaluation or step % self._every == 0 or step == self._job.model.train.steps
+        if wanted and self._job.tracking.uri is not None:
+            self._points.append(_Point(step, evaluation, values))
 
     def unsent(self) -> list[tuple[int, bool, dict[str, float], int]]:
         """Metrics that only this process knows, for a checkpoint to keep."""
@@ -153,6 +165,7 @@ class Tracker:
         self._queue.put(status)
         if self._thread.is_alive():
             self._thread.join(FAREWELL)
+        self._keep([*self._points.copy()])
         return {**self._run, "tracking_uri": self._address()}
 
     def _address(self) -> str | None:
@@ -166,23 +179,29 @@ class Tracker:
                 item = self._queue.get(timeout=SECONDS)
             except queue.Empty:
                 self._attempt(self._send)
+                self._attempt(self._show)
                 continue
             if isinstance(item, _Shown):
-                self._attempt(functools.partial(self._show, item))
+                self._shown.append(item)
+                self._attempt(self._show)
                 continue
-            self._attempt(self._send, last=True)
-            self._attempt(functools.partial(self._end, item), last=True)
-            self._keep()
+            for action in (self._send, self._show, functools.partial(self._end, item)):
+                self._attempt(action, last=True)
             return
 
     def _attempt(self, action: Callable[[], None], last: bool = False) -> None:
-        """Do `action` with a connection; a failure is warned of once and the next attempt waits a while."""
+        """Do `action` with a connection; a failure is warned of, once until the server answers again, and the next
+        attempt waits a while."""
+        if len(self._points) > HELD:
+            self._keep([self._points.popleft() for _ in range(HELD // 2)])
         if not last and time.monotonic() < self._next_attempt:
             return
         try:
             if self._client is None:
                 self._begin()
+            self._watch_machine()
             action()
+            self._warned = False
         except Exception as error:
             self._next_attempt = time.monotonic() + RETRY
             if not self._warned:
@@ -207,7 +226,6 @@ class Tracker:
             partial.write_text(json.dumps({"run_id": run_id, "tracking_uri": self._address()}))
             partial.replace(self._memory)
         self._describe(client, run_id)
-        self._watch_machine(run_id)
         self._run = {"run_id": run_id, "experiment_id": experiment}
         self._client = client
 
@@ -253,14 +271,17 @@ class Tracker:
         for path, text in self._job.tracking.files.items():
             client.log_text(run_id, text, path)
 
-    def _watch_machine(self, run_id: str) -> None:
-        """Log the use of processors, memory, disk, network and GPUs, as `system/...`, until the run ends."""
+    def _watch_machine(self) -> None:
+        """Log the use of processors, memory, disk, network and GPUs, as `system/...`, until the run ends; ever more
+        seldom, so that a month's samples are few. A monitor ends by itself where it finds no server."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        between = min(max(MACHINE_SECONDS, (time.monotonic() - self._began) * MACHINE_SHARE), MACHINE_MOST)
+        if self._monitor is not None and self._monitor._process.is_alive():
+            self._monitor.sampling_interval = between
+            return
         monitor: Any = SystemMetricsMonitor
-        self._monitor = monitor(
-            run_id, sampling_interval=MACHINE_SECONDS, resume_logging=True, tracking_uri=self._job.tracking.uri
-        )
+        self._monitor = monitor(self._run["run_id"], between, resume_logging=True, tracking_uri=self._job.tracking.uri)
         self._monitor.start()
 
     def _send(self) -> None:
@@ -286,20 +307,26 @@ class Tracker:
             self._monitor.finish()
         self._client.set_terminated(self._run["run_id"], status)
 
-    def _show(self, shown: _Shown) -> None:
-        for name, text in shown.examples.texts.items():
-            self._client.log_text(self._run["run_id"], text, f"examples/{name}/step-{shown.step:08d}.md")
-        for name, picture in shown.examples.pictures.items():
-            self._client.log_image(
-                self._run["run_id"], picture.cpu().numpy(), artifact_file=f"examples/{name}/step-{shown.step:08d}.png"
-            )
+    def _show(self) -> None:
+        run_id = self._run["run_id"]
+        while self._shown:
+            step, examples = self._shown[0].step, self._shown[0].examples
+            for name, text in examples.texts.items():
+                self._client.log_text(run_id, text, f"examples/{name}/step-{step:08d}.md")
+            for name, picture in examples.pictures.items():
+                file = f"examples/{name}/step-{step:08d}.png"
+                self._client.log_image(run_id, picture.cpu().numpy(), artifact_file=file)
+            self._shown.popleft()
 
-    def _keep(self) -> None:
+    def _keep(self, points: list[_Point]) -> None:
         """What no server took lies beside the checkpoints."""
-        if not self._points:
+        if not points:
             return
         path = self._memory.parent.with_suffix(".metrics.jsonl")
-        with path.open("a", encoding="utf-8") as file:
-            for point in self._points:
-                file.write(json.dumps({"step": point.step, **point.values}) + "\n")
-        print(f"warning: metrics that MLflow did not take are in {path}", file=sys.stderr, flush=True)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": point.step, **point.values}) + "\n" for point in points)
+            sentence = f"metrics that MLflow did not take are in {path}"
+        except OSError as error:
+            sentence = f"{len(points)} metrics that MLflow did not take are lost: {error}"
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)

@@ -2,11 +2,12 @@ import json
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ssl_models import train
+from ssl_models import tracking, train
 from ssl_models.job import Dataset, Job, Tracking
 from ssl_models.objectives import Examples
 from ssl_models.parallel import World
@@ -128,10 +129,9 @@ def test_a_server_that_is_down_costs_a_warning_and_no_training(
 
 def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(tmp_path: Path, store: Tracking) -> None:
     subject = job(tmp_path / "unsent", store)
-    offline = Tracker(subject.model_copy(update={"tracking": Tracking()}), subject.checkpoints / "none.json")
-    offline.metrics(1, {"loss": 3.0})
-    offline.metrics(2, {"loss": 2.0})
-    kept = json.loads(json.dumps(offline.unsent()))
+    killed = Tracker(subject.model_copy(update={"tracking": Tracking()}), subject.checkpoints / "none.json")
+    killed.restore([(1, False, {"loss": 3.0}, 1), (2, False, {"loss": 2.0}, 2)])
+    kept = json.loads(json.dumps(killed.unsent()))
     tracker = Tracker(subject, subject.checkpoints / "run.json")
     tracker.restore(kept)
     tracker.metrics(3, {"loss": 1.0})
@@ -188,6 +188,79 @@ def test_no_point_is_lost_while_the_store_is_locked(tmp_path: Path, store: Track
     facts = tracker.finish("FINISHED")
     assert facts["run_id"] is not None
     assert steps(store, facts["run_id"], "loss") == [1]
+
+
+def waited(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_server_that_is_gone_for_a_while_has_everything_afterwards(
+    tmp_path: Path, store: Tracking, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY", 0.0)
+    monkeypatch.setattr(tracking, "SECONDS", 0.05)
+    monkeypatch.setattr(tracking, "MACHINE_SECONDS", 0.05)
+    subject = job(tmp_path / "gone", store)
+    tracker = Tracker(subject, subject.checkpoints / "run.json")
+    tracker.metrics(1, {"loss": 1.0})
+    waited(lambda: not tracker.unsent())
+
+    def watched() -> bool:
+        return bool(tracker._monitor._process.is_alive())
+
+    for outage in (1, 2):
+        with monkeypatch.context() as gone:
+            for name in ("log_batch", "log_text", "get_run"):
+                gone.setattr(mlflow.MlflowClient, name, lambda *_, **__: 1 / 0)
+            tracker.metrics(2 * outage, {"loss": 2.0})
+            tracker.metrics(2 * outage + 1, {"loss": 3.0})
+            tracker.examples(2 * outage, Examples(texts={"note": "hello"}))
+            waited(lambda: not watched())
+            assert len(tracker.unsent()) == 2
+        waited(lambda: not tracker.unsent() and not tracker._shown and watched())
+    run_id = tracker.finish("FINISHED")["run_id"]
+    assert run_id is not None
+    assert steps(store, run_id, "loss") == [1, 2, 3, 4, 5]
+    assert len(client(store).list_artifacts(run_id, "examples/note")) == 2
+    assert capsys.readouterr().err.count("does not answer") == 2
+
+
+def test_a_server_that_stays_away_costs_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "HELD", 10)
+    monkeypatch.setattr(tracking, "SECONDS", 0.02)
+    subject = job(tmp_path / "away", Tracking(uri="http://127.0.0.1:1"))
+    tracker = Tracker(subject, subject.checkpoints / "run.json")
+    for step in range(1, 101):
+        tracker.metrics(step, {"loss": 1.0})
+    waited(lambda: len(tracker.unsent()) <= 100 - 10)
+    tracker.finish("FAILED")
+    kept = subject.checkpoints.with_suffix(".metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept] == list(range(1, 101))
+    assert "metrics that MLflow did not take are in" in capsys.readouterr().err
+
+
+def test_without_a_server_no_metric_is_held(tmp_path: Path) -> None:
+    subject = Job.load(tiny_job(tmp_path / "off", model(steps=8), Tracking()))
+    tracker = Tracker(subject, subject.checkpoints / "run.json")
+    tracker.metrics(1, {"loss": 1.0})
+    assert tracker.unsent() == []
+
+
+def test_of_a_month_of_steps_a_curve_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    subject = Job.load(tiny_job(tmp_path / "month", model(steps=1_000_003), Tracking(uri="http://127.0.0.1:1")))
+    tracker = Tracker(subject, subject.checkpoints / "run.json")
+    for step in (1, 100, 101, 202, 1_000_003):
+        tracker.metrics(step, {"loss": 1.0})
+    tracker.metrics(300, {"validation_loss": 1.0}, evaluation=True)
+    assert [step for step, *_ in tracker.unsent()] == [101, 202, 1_000_003, 300]
+    tracker.finish("FAILED")
 
 
 def test_nested_parameters_become_dotted_names() -> None:
