@@ -233,12 +233,30 @@ def find(package: str, name: str, at: str, file: Path = PARAMS) -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
+def _decides(kind: str, name: str) -> object:
+    """What DVC records of `params.yaml` for one stage."""
+    if kind == "linear_probe":
+        return load_params().probe
+    if kind == "pretrain":
+        return model(name)
+    return corpus(name).modality, getattr(corpus(name), kind)
+
+
 def main(stage: Callable[[str], None]) -> None:
     """Run `stage` on the name given on the command line; a UserError is one sentence and exit status 2."""
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m stages.{Path(sys.argv[0]).stem} NAME")
+    kind, name = Path(sys.argv[0]).stem, sys.argv[1]
     try:
-        stage(sys.argv[1])
+        stage(name)
+        before = _decides(kind, name)  # as the stage has read it
+        load_params.cache_clear()
+        if _decides(kind, name) != before:
+            at = f"{kind.replace('_', '-')}@{name}"
+            raise UserError(
+                f"{PARAMS}: what decides {at} was edited while it ran, and DVC would record the new values with the "
+                f"old result: `dvc repro {at}` makes the new; or undo the edit, and `dvc commit -f {at}` keeps the old"
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -117,6 +117,31 @@ def test_names_that_are_not_there_list_those_that_are() -> None:
         params.find("stages.readers", "xml", "x.reader")
 
 
+@pytest.mark.parametrize(
+    ("edited", "status"), [("{reader: csv, source: other}", 2), ("{reader: csv, source: x}", None)]
+)
+def test_an_edit_while_the_stage_runs_is_refused_where_it_decides_the_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], edited: str, status: int | None
+) -> None:
+    text = "corpora: {mine: {modality: text, ingest: {reader: csv, source: x}, dedup: {}, tokenize: {}, shard: %s}}\n"
+    load(text % "{}")
+
+    def stage(name: str) -> None:
+        params.corpus(name)
+        edit = (text % "{sequence: 9}").replace("{reader: csv, source: x}", edited)
+        params.PARAMS.write_text(edit)
+
+    monkeypatch.setattr(sys, "argv", ["stages/ingest.py", "mine"])
+    if status is None:
+        params.main(stage)
+    else:
+        with pytest.raises(SystemExit) as caught:
+            params.main(stage)
+        assert caught.value.code == status
+        said = capsys.readouterr().err
+        assert "what decides ingest@mine was edited while it ran" in said and said.count("\n") == 1
+
+
 def test_a_user_error_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
