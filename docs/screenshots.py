@@ -52,11 +52,10 @@ COMPLETED = (36, 160, 77)
 
 
 @contextmanager
-def served(module: list[str], address: str, **environment: str) -> Iterator[None]:
+def served(module: list[str], address: str) -> Iterator[None]:
     """A server that answers at `address`, until the end of the block."""
     command = leash.command([sys.executable, "-m", *module], 5.0)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env={**os.environ, **environment}, process_group=0, **quiet)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
     try:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not _answers(address):
@@ -207,7 +206,7 @@ def take() -> Iterator[Shot]:
         if api is None:
             api, port = f"http://127.0.0.1:{PREFECT_PORT}/api", str(PREFECT_PORT)
             start = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
-            stack.enter_context(served(start, f"{api}/health", PREFECT_UI_API_URL=api))  # by default it asks port 4200
+            stack.enter_context(served(start, f"{api}/health"))
         base = tracking_uri().rstrip("/")
         if not base.startswith("http"):
             base = f"http://127.0.0.1:{MLFLOW_PORT}"

@@ -67,10 +67,11 @@ class _Shown:
 
 
 def quiet() -> None:
-    """No telemetry, and no request that hangs for minutes; to be called before MLflow is imported."""
+    """Before MLflow is imported: no telemetry, no password on the console, no request that hangs for minutes."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it prints the password, too
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 

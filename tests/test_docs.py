@@ -102,7 +102,7 @@ def copy_of_this_project(root: Path) -> dict[str, str]:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, root / name)
     with (root / "params.yaml").open("w", encoding="utf-8") as file:
-        YAML().dump(tiny_params(), file)
+        YAML().dump(json.loads(json.dumps(tiny_params())), file)  # without aliases: DVC overrides nothing behind one
     with (root / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["body", "stars"])
