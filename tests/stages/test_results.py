@@ -26,8 +26,8 @@ def table(shown: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_a_model_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    header, row = table({"gpt": PROBED}, monkeypatch, capsys)
-    assert header.split()[:2] == ["model", "pretrained"]
+    header, row, legend = table({"gpt": PROBED}, monkeypatch, capsys)
+    assert header.split()[:2] == ["model", "pretrained"] and "95 % interval" in legend
     assert row.split() == [
         "gpt",
         "0.549",
@@ -49,6 +49,28 @@ def test_a_gain_within_its_interval_has_no_star(
     row = table({"gpt": {**PROBED, "gain": {"random_init": 0.01, "random_init_low": -0.02}}}, monkeypatch, capsys)[1]
     assert "+0.010" in row
     assert "*" not in row
+
+
+def test_a_narrow_terminal_has_the_columns_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for columns in (20, 80, 119, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        shown = table({f"model-{number}": PROBED for number in range(100)}, monkeypatch, capsys)
+        assert all(len(line) <= max(columns, 19) and line.startswith("model") for line in shown[:101])
+        missing = shown[102].split(": ")[1].split("; ") if len(shown) > 102 else []
+        assert [name for name in results.COLUMNS if name not in shown[0]] == missing
+
+
+def test_what_was_not_probed_has_no_row_and_nothing_at_all_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = {"data/linear-probe/*/metrics.json": {"error": {"type": "FileNotFoundError"}}}
+    for said in ("", json.dumps({"": {"data": missing}}), "{}"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        with pytest.raises(SystemExit, match="error: "):
+            results.main()
 
 
 def test_a_corpus_without_labels_has_no_figures(
