@@ -22,6 +22,10 @@ TEXT_BYTES = 2**20
 """The most that is read of a caption, a class or a JSON."""
 
 
+SAMPLE = 2
+"""A sample may be so many times larger than the largest file of it."""
+
+
 class Options(readers.Pictures):
     """What a sample's files are."""
 
@@ -57,14 +61,18 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         if file.size == 0:
             yield Reject(file.path, "empty file")
             continue
-        last = ""
+        last, size = "", 0
         sample: dict[str, bytes | Reject] = {}
         try:
             for key, extension, content in _members(file, options):
                 if sample and (key != last or extension in sample):
                     yield _record(f"{file.path}:{last}", sample, options)
-                    sample = {}
+                    sample, size = {}, 0
                 last = key
+                size += len(content) if isinstance(content, bytes) else 0
+                if size > SAMPLE * max(options.max_document_bytes, TEXT_BYTES):
+                    sample = {}  # whatever follows of it, memory is bounded
+                    content = Reject(f"{file.path}:{key}", "sample is too large: a name's key ends at its first dot")
                 sample[extension] = content
         except (tarfile.TarError, sources.DamageError) as error:
             # the last sample may lack files

@@ -63,6 +63,14 @@ def test_a_sample_has_one_picture_or_names_it(tmp_path: Path) -> None:
     assert named.payload == {"image": b"out"} and none.reason == "no picture in the sample"
 
 
+def test_files_that_all_share_a_key_are_not_held(tmp_path: Path) -> None:
+    files = {f"day.{number}.jpg": bytes(900_000) for number in range(5)}
+    (tmp_path / "a.tar").write_bytes(packed({**files, "2.jpg": b"a"}))
+    large, good = read(tmp_path, max_document_bytes=1_000_000)
+    assert large == Reject(f"{tmp_path}/a.tar:day", "sample is too large: a name's key ends at its first dot")
+    assert isinstance(good, Record)
+
+
 def test_a_second_sample_of_the_same_name_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(packed({"1.jpg": b"a", "1.txt": b"x"})[:2048] + packed({"1.jpg": b"b"}))
     assert [record.payload for record in read(tmp_path)] == [{"image": b"a", "text": "x"}, {"image": b"b"}]
