@@ -1,6 +1,6 @@
 """Features of a file of texts: `python -m ssl_models.encode MODEL FILE` writes a Parquet file of `id` and `features`.
 
-FILE is Parquet or JSON lines with a column of texts, or plain text of one document a line. A row's `id` is its own
+FILE is Parquet, CSV or JSON lines with a column of texts, or plain text of one document a line. A row's `id` is its own
 where the file has a column of that name, else the content's, as the ingest stage computes it. Texts are encoded as the
 probe's were: one document a row, cut to the model's length.
 """
@@ -8,10 +8,11 @@ probe's were: one document a row, cut to the model's length.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ from ssl_models.text import TextObjective
 
 BATCH = 64
 JSON_LINES = (".jsonl", ".ndjson")
+FIELD = 2**31 - 1
+"""Most characters of a field of a CSV file."""
 
 
 def _text(value: object, place: str, column: str) -> str:
@@ -43,17 +46,36 @@ def documents(file: Path, column: str) -> Iterator[tuple[str, str]]:
     try:
         if file.suffix == ".parquet":
             yield from _parquet(file, column)
+        elif file.suffix == ".csv":
+            yield from _csv(file, column)
         else:
             yield from _lines(file, column)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, csv.Error) as error:
         raise ValueError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_column(file: Path, column: str, names: Sequence[str]) -> None:
+    if column not in names:
+        raise ValueError(f"{file}: has no column {column!r} (columns: {', '.join(names)}); name one with --column")
+
+
+def _csv(file: Path, column: str) -> Iterator[tuple[str, str]]:
+    csv.field_size_limit(FIELD)
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines)
+        try:
+            _check_column(file, column, rows.fieldnames or ())
+            for row in rows:
+                text = _text(row[column], f"{file}:{rows.line_num}", column)
+                yield str(row.get("id") or identity(text)), text
+        except UnicodeDecodeError:
+            raise ValueError(f"{file}: is not UTF-8 after line {rows.line_num}") from None
 
 
 def _parquet(file: Path, column: str) -> Iterator[tuple[str, str]]:
     with pq.ParquetFile(file) as content:
         names = content.schema_arrow.names
-        if column not in names:
-            raise ValueError(f"{file}: has no column {column!r} (columns: {', '.join(names)}); name one with --column")
+        _check_column(file, column, names)
         wanted = [name for name in ("id", column) if name in names]
         number = 0
         for batch in content.iter_batches(BATCH, columns=wanted):
@@ -154,9 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Encode the file named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m ssl_models.encode", description="Features of a file of texts.")
     parser.add_argument("model", type=Path, help="the folder data/pretrain/NAME/model")
-    parser.add_argument("file", type=Path, help="texts: .parquet, .jsonl, or plain text, one document a line")
+    parser.add_argument("file", type=Path, help="texts: .parquet, .csv, .jsonl, or plain text, one document a line")
     parser.add_argument("--output", type=Path, help="default: FILE with the ending .features.parquet")
-    parser.add_argument("--column", default="text", help="column of Parquet, field of JSON (default text)")
+    parser.add_argument("--column", default="text", help="column of Parquet or CSV, field of JSON (default text)")
     parser.add_argument("--feature", help="mean, last, cls, layerN.mean (default: the model's first)")
     given = parser.parse_args(arguments)
     output = given.output or given.file.with_suffix(".features.parquet")

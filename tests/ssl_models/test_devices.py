@@ -14,7 +14,7 @@ BEYOND_FAKE_TENSORS = {"vicreg", "patch_position", "patch_position_norm"}
 
 def go_through(*names: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tests.ssl_models.device_cases", *names]
-    return subprocess.run(command, env=corpora.environment(), capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, env=corpora.environment(), capture_output=True, text=True, timeout=290, check=False)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Each text gets the features the probe would see, under its own id; nothing is cut or skipped in silence."""
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -52,15 +53,19 @@ def test_lines_get_the_features_of_the_objective(
     assert values.isfinite().all()
 
 
-def test_json_lines_and_parquet_with_ids_give_the_same(folder: Path, tmp_path: Path) -> None:
+def test_json_lines_csv_and_parquet_with_ids_give_the_same(folder: Path, tmp_path: Path) -> None:
     rows = [{"id": f"row{number}", "body": line} for number, line in enumerate(LINES)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
-    for name in ("a.jsonl", "b.parquet"):
+    with (tmp_path / "c.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["body", "id"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("a.jsonl", "b.parquet", "c.csv"):
         output = tmp_path / f"{name}.out"
         assert main([str(folder), str(tmp_path / name), "--column", "body", "--output", str(output)]) == 0
-    first, second = (pq.read_table(tmp_path / f"{name}.out") for name in ("a.jsonl", "b.parquet"))
-    assert first.equals(second)
+    first, second, third = (pq.read_table(tmp_path / f"{name}.out") for name in ("a.jsonl", "b.parquet", "c.csv"))
+    assert first.equals(second) and first.equals(third)
     assert first.column("id").to_pylist() == ["row0", "row1", "row2", "row3"]
 
 
@@ -80,6 +85,9 @@ def test_many_rows_are_written_in_order(folder: Path, tmp_path: Path) -> None:
         ("a.jsonl", b'{"body": "x"}\n', "a.jsonl:1: has no 'text'; name the field with --column"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' is not a text but int"),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read: "),
+        ("a.csv", b"body,id\nx,1\n", "a.csv: has no column 'text' (columns: body, id); name one with --column"),
+        ("a.csv", b"id,text\n1,x\n2\n", "a.csv:3: 'text' is not a text but NoneType"),
+        ("a.csv", b"text\nx\n\xff\n", "a.csv: is not UTF-8"),
         ("a.txt", b"", "there is no text to encode"),
     ],
 )
