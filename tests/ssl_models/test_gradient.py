@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,4 +55,27 @@ def test_fitting_a_micro_batch_leaves_nothing_behind(
     assert 1 <= small < 64
     assert subject.fit(batch, 64) == small
     torch.testing.assert_close(subject.objective.state_dict(), before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in subject.objective.parameters())
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(20, [64, 32, 16]), (64, [64]), (0, [64, 32, 16, 8, 4, 2, 1])])
+def test_a_micro_batch_on_a_gpu_is_halved_until_it_fits(
+    limit: int, sizes: list[int], shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = learner(shards)
+    index = torch.arange(64)
+    batch = subject.prepare(Shards.open(shards).split("train").rows(index.numpy()), keyed.keys(0, 0, index))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    trial, tried = subject._trial, list[int]()
+
+    def limited(part: dict[str, torch.Tensor]) -> torch.Tensor:
+        tried.append(len(part["tokens"]))
+        if tried[-1] > limit:
+            raise torch.OutOfMemoryError
+        return trial(part)
+
+    monkeypatch.setattr(subject, "_trial", limited)
+    assert subject._fit_gpu(batch, 64) == sizes[-1]
+    assert tried == sizes
     assert all(parameter.grad is None for parameter in subject.objective.parameters())
