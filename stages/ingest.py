@@ -63,6 +63,9 @@ def ingest(name: str) -> None:
         known = ", ".join(sorted(reader.MODALITIES))
         raise UserError(f"{params.PARAMS}: {at}.reader: {corpus.ingest.reader} reads {known}, not {corpus.modality}")
     options: Options = params.options(reader.Options, corpus.ingest.options, at)
+    for stage in ("dedup", "tokenize", "shard"):  # a mistake there is told now, not after hours of reading
+        module = params.find(f"stages.modalities.{corpus.modality}", stage, f"corpora.{name}.modality")
+        params.options(module.Options, getattr(corpus, stage), f"corpora.{name}.{stage}")
     modality = params.find("stages.modalities", corpus.modality, f"corpora.{name}.modality").__name__ + ".ingest"
 
     folder = tables.address("ingest", name)

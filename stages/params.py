@@ -43,7 +43,7 @@ class Ingest(BaseModel, extra="allow", frozen=True):
     """`corpora.NAME.ingest`: the reader, its source, and the reader's own options as further keys."""
 
     reader: str = Field(description="a module of stages/readers")
-    source: str = Field(description="path, folder, glob or fsspec URL that DVC can hash")
+    source: str = Field(description="path, folder or URL that DVC can hash")
     max_reject_fraction: float = Field(default=0.05, ge=0, le=1)
 
     @property

@@ -29,10 +29,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(**options: Any) -> dict[str, Any]:
-    """Ingest the corpus `mine` with these options; its metrics."""
+def run(later: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    """Ingest the corpus `mine` with these options (of `later` stages, too); its metrics."""
     entry = {"reader": "jsonl", "source": "raw", "max_reject_fraction": 1.0, **options}
-    corpus = {"modality": "text", "ingest": entry, "dedup": {}, "tokenize": {}, "shard": {}}
+    corpus = {
+        "modality": "text",
+        "ingest": entry,
+        "dedup": {},
+        "tokenize": {},
+        "shard": {"sequence": 32},
+        **(later or {}),
+    }
     Path("params.yaml").write_text(json.dumps({"corpora": {"mine": corpus}}))
     params.load_params.cache_clear()
     ingest.ingest("mine")
@@ -172,6 +179,8 @@ def test_too_many_rejects_end_the_stage_and_leave_the_rejects(project: Path) -> 
         ({}, json.dumps({"text": "x"}).encode("utf-16"), r"file is UTF-16: convert it to UTF-8 first \(1\)"),
         ({}, b"\n\n", "there is not one row in it"),
         ({"txt": "a"}, line("x"), r"corpora\.mine\.ingest\.txt: no such key"),
+        ({"later": {"tokenize": {"vocabulary": 300}}}, line("x"), r"mine\.tokenize: vocabulary must be at least 363"),
+        ({"later": {"shard": {"sequence": 4}}}, line("x"), r"corpora\.mine\.shard\.sequence: must be greater"),
         ({"reader": "xml"}, line("x"), r"corpora\.mine\.ingest\.reader: there is no 'xml'"),
         ({"source": "s4://bucket"}, line("x"), "s4://bucket"),
     ],
