@@ -299,7 +299,7 @@ def test_one_worker_and_two_write_the_same_bytes(
             for number in range(20):
                 noise(120, 90, number + 20 * (name == "b"), cells=60).save(root / f"raw/{name}/{number}.png")
         monkeypatch.setattr("stages.sources.partitions.__defaults__", (None, 200_000))
-        corpus(root, tokenize={"size": 16, "codebook": 8, "patch": 4})
+        corpus(root, tokenize={"size": 16, "codebook": 8, "patch": 4, "jpeg": 90})
         run_stages(root, *STAGES, workers=workers)
         data = root / "data"
         written.append(
