@@ -31,9 +31,7 @@ def test_augmentation_comes_before_the_rotation():
     rotation = objective("rotation", vit(), encoding(), augment={"flip": 0.0})
     batch = rotation.prepare({"pixels": pixels()}, keys())
     assert batch["pixels"].shape == (8, 3, 16, 16) and batch["pixels"].dtype == torch.float32
-    assert (batch["pixels"] * 255 - pixels()).abs().amax(
-        dim=(1, 2, 3)
-    ).min() > 5  # a view
+    assert (batch["pixels"] * 255 - pixels()).abs().amax(dim=(1, 2, 3)).min() > 5  # a view
     one = rotation.logits(batch["pixels"][:1])
     turned = rotation.logits(torch.rot90(batch["pixels"][:1], 1, dims=(2, 3)))
     torch.testing.assert_close(turned, one.roll(-1, dims=0), atol=1e-5, rtol=1e-4)  # the same view in all four
