@@ -12,6 +12,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from graphlib import TopologicalSorter
@@ -22,10 +23,18 @@ from ssl_models.addresses import secret
 from ssl_models.lifetime import die_with_parent
 
 Edges = dict[str, tuple[str, ...]]
+SILENT_SECONDS = 20.0
+"""Of waiting for DVC without a word about it."""
+BUSY_SECONDS = 2.0
+"""Between attempts to look at what another DVC process is writing."""
 
 
 class GraphError(Exception):
     """The pipeline cannot be read, or a target is none of its stages: one sentence."""
+
+
+class BusyError(GraphError):
+    """Another DVC process, run by hand or by another flow, is writing what must be looked at."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,9 @@ def read(targets: Sequence[str] = (), *, force: bool = False) -> list[Node]:
         ask(targets)
     process = _asked.pop(tuple(targets))
     try:
+        answer, complaints = process.communicate(timeout=SILENT_SECONDS)
+    except subprocess.TimeoutExpired:
+        print("waiting for DVC: it reads much data, or another run holds its locks", file=sys.stderr, flush=True)
         answer, complaints = process.communicate()
     finally:
         process.kill()
@@ -147,6 +159,7 @@ def _flat(changes: dict[str, Any]) -> list[tuple[str, str]]:
 def _examine(targets: Sequence[str]) -> list[Node]:
     """What the process that `ask` starts finds out."""
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
     try:
@@ -167,6 +180,8 @@ def _examine(targets: Sequence[str]) -> list[Node]:
                     changed = bool(why) or any(nodes[needed].changed for needed in edges[name])
                     kept = tuple(sorted(str(out) for out in stages[name].outs if not out.use_cache and out.is_in_repo))
                     nodes[name] = Node(name, edges[name], changed, why, kept)
+    except LockError as error:
+        raise BusyError(str(error)) from error
     except DvcException as error:
         raise GraphError(" ".join(str(error).split())) from error
     return list(nodes.values())
@@ -214,10 +229,14 @@ def _forget_dead(folder: Path) -> None:
 def main() -> None:
     """Print the nodes that the targets on the command line need, as JSON; or one sentence, and status 1."""
     die_with_parent(signal.SIGKILL)
-    try:
-        print(json.dumps([asdict(node) for node in _examine(sys.argv[1:])]))
-    except GraphError as error:
-        sys.exit(str(error))
+    while True:
+        try:
+            print(json.dumps([asdict(node) for node in _examine(sys.argv[1:])]))
+            return
+        except BusyError:
+            time.sleep(BUSY_SECONDS)
+        except GraphError as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def options() -> argparse.ArgumentParser:
 def timeout(text: str) -> tuple[str, float]:
     """`pretrain=3600`, or `3600` for all stages."""
     stage, _, seconds = text.rpartition("=")
+    if not float(seconds) > 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0 seconds (got {text!r})")
     return stage or "all", float(seconds)
 
 

@@ -158,14 +158,14 @@ def repro(name: str, children: Children, log: Log, *, force: bool = False, polic
     for attempt in range(1, attempts + 1):
         try:
             return _patient(name, children, log, force, policy.timeout(name))
-        except Ended:
-            raise
+        except Ended as error:
+            raise Ended(f"{name}: {error}") from None
         except StageError as error:
             if error.status == USER_ERROR or attempt == attempts:
                 raise
             log(f"{name} failed; attempt {attempt + 1} of {attempts} follows in {policy.retry_delay:g} s")
             if children.ending.wait(policy.retry_delay):
-                raise Ended("ended, because the run was cancelled") from None
+                raise Ended(f"{name}: ended, because the run was cancelled") from None
     raise AssertionError("there is at least one attempt")
 
 

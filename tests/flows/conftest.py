@@ -35,6 +35,11 @@ started = time.time()
 for step in range(int(float(seconds) * 10)):
     time.sleep(0.1)
     if step % 10 == 0: print(f"{name}: step {step}/{int(float(seconds) * 10)}, loss 1", flush=True)
+if after[:1] == ["meet"]:  # it ends only if another stage runs at the same time
+    (notes / f"met-{name}").touch()
+    while len(list(notes.glob("met-*"))) < 2:
+        time.sleep(0.05)
+    after = after[1:]
 for status in after:
     print("the last words", flush=True)
     sys.exit(int(status))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import http.server
-import itertools
 import json
+import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import pytest
 
 from tests.flows.conftest import Project, api, wait_for
 
+OVERLAP_SECONDS = 30.0
+"""For rounds of two models at the same time, beyond the first three."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -70,14 +73,16 @@ def test_what_changed_runs_and_the_rest_is_shown_as_cached(served: Project, serv
 
 
 def test_independent_models_run_at_the_same_time_and_never_trip_over_dvcs_locks(served: Project) -> None:
-    names = [f"m{i}" for i in range(8)]
-    served.write_params(dict.fromkeys(names, "0.5"))
-    done = served.flow("pretrain", "--parallel", "8")
-    assert done.returncode == 0, done.stdout
-    times = served.times()
-    assert len(times) == 9
-    spans = sorted(times[f"pretrain@{name}"] for name in names)
-    assert any(later < ended for (_, ended), (later, _) in itertools.pairwise(spans))
+    """Round after round: two trainings of which each waits for the other, six beside them, all ending at once."""
+    served.write_params({"a": "0 meet", "b": "0 meet", **dict.fromkeys("cdefgh", "0")})
+    began, rounds = time.monotonic(), 0
+    while rounds < 3 or (rounds < 10 and time.monotonic() - began < OVERLAP_SECONDS):
+        for met in (served.root / "notes").glob("met-*"):
+            met.unlink()
+        done = served.flow("pretrain", "--parallel", "8", "--force", "--timeout", "pretrain=120", "--retries", "0")
+        assert done.returncode == 0, done.stdout + done.stderr
+        rounds += 1
+    assert len(served.times()) == 9
 
 
 def test_a_failure_shows_the_stages_last_lines_and_skips_what_needs_it(served: Project, server: str) -> None:
@@ -99,34 +104,58 @@ def test_what_the_user_must_mend_is_not_tried_again(served: Project) -> None:
     assert done.returncode == 1 and "attempt 2" not in done.stdout + done.stderr
 
 
-def test_ctrl_c_ends_every_process_and_the_next_run_completes(served: Project, server: str) -> None:
-    served.write_params({"m": "60"})
-    flow = served.start("flows.run")
-    wait_for(lambda: (served.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
-    flow.send_signal(signal.SIGINT)
+def test_cancelling_by_the_api_ends_every_process_and_starts_nothing_more(served: Project, server: str) -> None:
+    served.write_params({"a": "60", "b": "60", "c": "0"})
+    flow = served.start("flows.run", "--parallel", "2")
+    wait_for(lambda: len(list((served.root / "notes").glob("pretrain-*.pid"))) == 2, 60, "training has started")
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    assert api(server, f"/flow_runs/{last_run(server)['id']}/set_state", state)["status"] == "ACCEPT"
     assert flow.wait(15) == 130
     assert served.processes() == []
-    assert last_run(server)["state_name"] == "Cancelled"
-    served.write_params({"m": "0"})
-    assert served.flow().returncode == 0
+    run = last_run(server)
+    assert run["state_name"] == "Cancelled"
+    assert sorted(task_states(server, run, 7).values()) == ["Cancelled"] * 2 + ["Completed"] + ["Skipped"] * 4
 
 
-def test_kill_9_of_the_engine_leaves_no_process_and_the_next_run_completes(served: Project) -> None:
-    served.write_params({"m": "60"})
-    flow = served.start("flows.run")
+def test_a_run_that_finds_another_at_work_waits_for_it(served: Project) -> None:
+    served.write_params({"m": "6"})
+    by_hand = served.start("dvc", "repro")
     wait_for(lambda: (served.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    done = served.flow()
+    assert done.returncode == 0 and "3 were cached" in done.stdout, done.stdout + done.stderr
+    assert by_hand.wait(60) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_all_of_a_terminal_ends_the_flow_and_the_server_it_has_brought(
+    project: Project, number: signal.Signals
+) -> None:
+    project.write_params({"m": "60"})
+    flow = project.start("flows.run")
+    wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    os.killpg(flow.pid, number)
+    assert flow.wait(20) == 130
+    assert project.processes() == []
+    with sqlite3.connect(project.root / ".prefect/prefect.db") as database:
+        assert database.execute("SELECT state_name FROM flow_run").fetchall() == [("Cancelled",)]
+
+
+def test_kill_9_of_the_flow_leaves_no_process_and_the_next_run_completes(project: Project) -> None:
+    project.write_params({"m": "60"})
+    flow = project.start("flows.run")
+    wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
     flow.kill()
     flow.wait(10)
-    wait_for(lambda: not served.processes(), 15, "every process has ended")
-    served.write_params({"m": "0"})
-    assert served.flow().returncode == 0
+    wait_for(lambda: not project.processes(), 15, "every process has ended, the server that it had brought, too")
+    project.write_params({"m": "0"})
+    assert project.flow().returncode == 0
 
 
 def test_a_stage_is_ended_by_its_timeout(served: Project) -> None:
     served.write_params({"m": "60"})
     began = time.monotonic()
     done = served.flow("--timeout", "pretrain=2")
-    assert done.returncode == 1 and "its timeout of 2 s" in done.stdout
+    assert done.returncode == 1 and "pretrain@m: ended by its timeout of 2 s" in done.stdout
     assert time.monotonic() - began < 60
     assert served.processes() == []
 
