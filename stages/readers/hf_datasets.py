@@ -1,4 +1,4 @@
-"""Any data set that `datasets.load_dataset` opens, streamed: by name from the Hugging Face Hub, or from a local folder.
+"""Any data set that `datasets` opens, streamed: of the Hugging Face Hub, of a local folder, or saved to disk by it.
 
 DVC watches `source` for change. For a local data set it is the folder; for one of the Hub, which no path stands for, it
 is any file that says which one is meant (requirements.lock will do), and `dataset` and `revision` name it. Pictures are
@@ -9,6 +9,7 @@ which reads the files of the source.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -45,9 +46,14 @@ def _loaded(source: str, options: Options) -> Any:
     name = options.dataset or source
     folder = source if name in BUILDERS else None
     try:
-        found = datasets.load_dataset(
-            name, options.config, data_dir=folder, split=options.split, revision=options.revision, streaming=True
-        )
+        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
+            saved = datasets.load_from_disk(name)
+            saved = saved[options.split] if isinstance(saved, datasets.DatasetDict) else saved
+            found = saved.to_iterable_dataset(num_shards=max(1, len(saved.cache_files)))
+        else:
+            found = datasets.load_dataset(
+                name, options.config, data_dir=folder, split=options.split, revision=options.revision, streaming=True
+            )
         for column, feature in (found.features or {}).items():
             if isinstance(feature, datasets.Image):
                 found = found.cast_column(column, datasets.Image(decode=False))

@@ -32,6 +32,21 @@ def test_rows_of_text(tmp_path: Path) -> None:
     assert found[0].source == f"{tmp_path}/train/0:1"
 
 
+def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"text": ["one", "two", "three"], "kind": [0, 1, 0]}
+    saved = datasets.Dataset.from_dict(rows, features=features)
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict({"train": saved, "test": saved.select([1])}).save_to_disk(tmp_path / "two")
+    found = [(item.payload["text"], item.label) for item in read(tmp_path / "one", label="kind")]
+    assert found == [("one", "a"), ("two", "b"), ("three", "a")]
+    assert [item.payload["text"] for item in read(tmp_path / "two", split="test")] == ["two"]
+    with pytest.raises(UserError, match="two: cannot be loaded"):
+        read(tmp_path / "two", split="nope")
+
+
 def test_pictures_keep_their_bytes_and_classes_their_names(tmp_path: Path) -> None:
     import datasets
 
