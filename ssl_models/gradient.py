@@ -33,10 +33,12 @@ EVALUATION_STEP = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Means:
-    """`loss` per predicted item, and the objective's further metrics, over one or more global batches."""
+    """`loss` per predicted item, and the objective's further metrics, over one or more global batches; and which of
+    the flags that went along any process had set."""
 
     loss: float
     metrics: dict[str, float]
+    flags: tuple[bool, ...] = ()
 
 
 class Totals:
@@ -54,14 +56,21 @@ class Totals:
             before = self.sums.get(name, (torch.zeros_like(self.loss), torch.zeros_like(self.loss)))
             self.sums[name] = (before[0] + numerator * share, before[1] + denominator * share)
 
-    def means(self, world: World) -> Means:
+    def means(self, world: World, *flags: bool) -> Means:
         """Summed over the processes and divided; `count` is already global."""
         names = sorted(self.sums)
-        flat = torch.stack([self.loss, *(value for name in names for value in self.sums[name])])
-        loss, *rest, count = torch.cat([world.sum(flat), self.count.view(1)]).tolist()
+        flat = torch.stack(
+            [
+                *(torch.full_like(self.loss, flag) for flag in flags),
+                self.loss,
+                *(value for name in names for value in self.sums[name]),
+            ]
+        )
+        found = torch.cat([world.sum(flat), self.count.view(1)]).tolist()
+        loss, *rest, count = found[len(flags) :]
         pairs = zip(rest[::2], rest[1::2], strict=True)
         metrics = {name: n / d if d else math.nan for name, (n, d) in zip(names, pairs, strict=True)}
-        return Means(loss / max(count, 1.0), metrics)
+        return Means(loss / max(count, 1.0), metrics, tuple(flag > 0 for flag in found[: len(flags)]))
 
 
 class Learner:

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ssl_models import artifact, checkpoint, keyed
+from ssl_models import artifact, checkpoint, compiler, keyed
 from ssl_models.batches import Batches, on
 from ssl_models.encoding import Encoding
 from ssl_models.evaluation import Evaluation
 from ssl_models.gradient import Learner
-from ssl_models.job import Job, JobError
+from ssl_models.job import Compute, Job, JobError
 from ssl_models.lifetime import die_with_parent
 from ssl_models.objectives import Objective
 from ssl_models.optimizer import Optimizer
@@ -79,7 +79,8 @@ def main() -> int:
         status = 2
     except Stopped:
         status = 128 + (signals.stop or signal.SIGTERM)
-    world.close()
+    if status != 2:  # after an error the other processes may be waiting for this one: torchrun ends them
+        world.close()
     return status
 
 
@@ -178,19 +179,13 @@ def train(
             step, started = state.step, time.perf_counter()
             rows, numbers = batches.take(step)
             batch = learner.prepare(rows, keyed.keys(settings.seed, step, numbers))
-            due = time.monotonic() - last_checkpoint >= job.compute.checkpoint_seconds and step > 0
-            asked = torch.tensor([signals.stop is not None, signals.checkpoint or due], device=world.device)
-            count, stop, write = world.sum(torch.cat([objective.count(batch).double().view(1), asked.double()]))
-            if stop or write:
-                last_checkpoint, signals.checkpoint = time.monotonic(), False
-                if world.rank == 0:
-                    writer.save(snapshot(state, objective, optimizer, tracker))
-                if stop:
-                    writer.wait()
-                    raise Stopped
-
-            means = learner.gradient(step, batch, count, settings.batch).means(world)
-            norm = clip(objective, settings.clip)
+            count = world.sum(objective.count(batch).double())
+            totals = learner.gradient(step, batch, count, settings.batch)
+            length = clip(objective, settings.clip)
+            due = time.monotonic() - last_checkpoint >= job.compute.checkpoint_seconds
+            # From here on the device's numbers are on the host: the one time in a step that it waits for the device.
+            means = totals.means(world, signals.stop is not None, signals.checkpoint or (due and not writer.busy))
+            norm, (stop, write) = float(length), means.flags
             if math.isfinite(means.loss) and math.isfinite(norm):
                 learning_rate = optimizer.step(step)
                 state.skipped = 0
@@ -217,6 +212,13 @@ def train(
                 progress.step(state.step, means.loss, rate)
             if state.step % settings.evaluate_every == 0 or state.step == settings.steps:
                 evaluate(state, objective, evaluation, tracker, progress)
+            if (stop or write) and state.step < settings.steps:
+                last_checkpoint, signals.checkpoint = time.monotonic(), False
+                if world.rank == 0:
+                    writer.save(snapshot(state, objective, optimizer, tracker))
+                if stop:
+                    writer.wait()
+                    raise Stopped
     finally:
         batches.close()
         writer.wait()
@@ -233,8 +235,7 @@ def prepared_learner(job: Job, world: World, objective: Objective, training: Spl
     torch.set_float32_matmul_precision("high" if gpu else "highest")
     automatic = gpu and torch.cuda.is_bf16_supported()
     bfloat16 = automatic if compute.precision == "auto" else compute.precision == "bfloat16"
-    compiled = gpu if compute.compile == "auto" else compute.compile
-    learner = Learner(objective, world, job.model.train, bfloat16, compiled)
+    learner = Learner(objective, world, job.model.train, bfloat16, compiled(compute, world))
     if compute.micro_batch == "auto":
         settings = job.model.train
         rows, numbers = Batches(training, settings, world).read(0)
@@ -251,13 +252,26 @@ def prepared_learner(job: Job, world: World, objective: Objective, training: Spl
     return learner
 
 
-def clip(objective: nn.Module, largest: float) -> float:
+def compiled(compute: Compute, world: World) -> bool:
+    """Whether to use `torch.compile`: `auto` is where a GPU can have it. JobError where it is asked for and cannot."""
+    gpu = world.device.type == "cuda"
+    lacking = compiler.lacking() if gpu else None
+    if lacking is None:
+        return gpu if compute.compile == "auto" else compute.compile
+    if compute.compile is True:
+        raise JobError(f"compute.yaml: compile: torch.compile lacks {lacking} here; install it, or set compile: false")
+    if compute.compile == "auto" and world.rank == 0:
+        print(f"warning: torch.compile lacks {lacking}; training is slow without it", file=sys.stderr, flush=True)
+    return False
+
+
+def clip(objective: nn.Module, largest: float) -> Tensor:
     """Scale the gradients to a global norm of at most `largest` (0: leave them); returns the norm before."""
     parameters = [p for p in objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest:
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-    return float(norm)
+    return norm
 
 
 def check_patience(job: Job, step: int, skipped: int, loss: float) -> None:
@@ -361,7 +375,7 @@ def write_facts(
 ) -> None:
     """Write `metrics.json`, `loss.csv` and `run.json`."""
     settings = job.model.train
-    tail = state.losses[-max(1, settings.steps // 20) :]
+    tail = [loss for loss in state.losses[-max(1, settings.steps // 20) :] if math.isfinite(loss)] or [math.nan]
     metrics = {
         "seconds": round(state.seconds, 2),
         "samples_per_second": round(settings.batch * state.step / max(state.seconds, 1e-9), 2),

@@ -1,4 +1,5 @@
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from ssl_models import artifact, checkpoint, train
+from ssl_models import artifact, checkpoint, compiler, train
 from ssl_models.config import Model
 from ssl_models.job import Job, JobError
 from ssl_models.parallel import World
@@ -38,11 +40,11 @@ SLOWLY = {"dropout": 0.2, "wait": 0.03}
 
 
 class Asked:
-    """In place of `Signals`: a stop that is asked for before step `stop_at`."""
+    """In place of `Signals`: a stop that is asked for during step `stop_at`."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.checkpoint = False
-        self._looks, self._stop_at = -1, stop_at
+        self._looks, self._stop_at = 0, stop_at
 
     @property
     def stop(self) -> int | None:
@@ -202,6 +204,29 @@ def test_what_the_user_can_mend_is_one_line_and_exit_status_2(undisturbed: Path)
 
 def test_a_loss_that_is_not_finite_ends_the_job_with_one_sentence(undisturbed: Path) -> None:
     refused(undisturbed.parent / "nan", model(task={"explode_at": 1.0}), "the loss has not been finite for 5 steps")
+
+
+def test_a_step_that_is_skipped_leaves_the_loss_of_the_others(tmp_path: Path) -> None:
+    job = Job.load(tiny_job(tmp_path, model(steps=40)))
+    job.output.mkdir()
+    train.write_facts(job, train.State(step=40, losses=[2.0] * 38 + [1.0, math.nan]), {}, {}, {})
+    assert json.loads((job.output / "metrics.json").read_text())["loss"] == 1.0
+
+
+@pytest.mark.parametrize("compiling", [True, "auto"])
+def test_a_gpu_without_a_compiler_trains_without_it_unless_it_was_asked_for(
+    compiling: bool | str, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiler, "lacking", lambda: "a C compiler (apt install gcc)")
+    job = Job.load(tiny_job(undisturbed.parent / f"compiler-{compiling}", model(), compile=compiling))
+    gpu = World(device=torch.device("cuda"))
+    if compiling is True:
+        with pytest.raises(JobError, match=r"compile: torch\.compile lacks a C compiler \(apt install gcc\) here"):
+            train.compiled(job.compute, gpu)
+    else:
+        assert not train.compiled(job.compute, gpu)
+        assert "torch.compile lacks a C compiler" in capsys.readouterr().err
+    assert train.compiled(job.compute, World()) == (compiling is True)
 
 
 def test_an_unknown_option_is_named_by_its_key(undisturbed: Path) -> None:
