@@ -141,9 +141,9 @@ def prefect_pages(browser: Browser, api: str) -> Iterator[Shot]:
 
 def _with_graph(page: Page) -> Image.Image:
     """The upper part of a flow run's page, and below it the graph by dependency, in full screen."""
+    above = drawn(page, tasks_are_painted)
     part = page.locator(".flow-run-graphs").bounding_box()
     assert part is not None
-    above = drawn(page, tasks_are_painted)
     above = above.crop((0, 0, above.width, round(GRAPH_DENSITY * (part["y"] + part["height"]))))
     page.get_by_label("Run Graph Options").click()
     page.get_by_text("Dependency grid").click()

@@ -75,7 +75,8 @@ def reproduction(stage: str, commit: str, changed: bool) -> str:
     lines = ["```bash", *clone, f"git checkout {commit or 'COMMIT'}", *patch, "make environment"]
     lines += [f".venv/bin/dvc repro {stage}", "```"]
     if changed:
-        lines += ["", f"The working tree had changes that the commit lacks: save this run's artifact `{PATCH}` there."]
+        said = "The working tree had changes that the commit lacks: before `git apply`,"
+        lines += ["", f"{said} save this run's artifact `{PATCH}` in the clone."]
     if clone and not _git("branch", "--remotes", "--contains", commit):
         lines += ["", "No branch of a remote had the commit when the run began: it must be pushed first."]
     return "\n".join(lines)

@@ -238,7 +238,7 @@ def test_a_run_s_page_is_enough_to_train_the_same_bytes_again(project: Project, 
     run = json.loads((project.root / "data/pretrain/gpt/run.json").read_text())["run_id"]
     description = client.get_run(run).data.tags["mlflow.note.content"]
     (commands,) = re.findall(r"^```bash\n(.*?)^```$", description, re.DOTALL | re.MULTILINE)
-    assert "save this run's artifact `reproduce/changes.patch` there" in description
+    assert "save this run's artifact `reproduce/changes.patch` in the clone" in description
     assert "must be pushed" not in description
 
     link_environment(tmp_path)  # an installation takes minutes
@@ -296,7 +296,7 @@ def test_the_pictures_show_the_real_pages(project: Project, tmp_path: Path) -> N
     assert accuracies == sorted(accuracies, reverse=True) and accuracies
     assert all(text in texts["mlflow-run"] for text in ("Description", "next_token", "random_init", "git checkout"))
     assert "label_efficiency.png" in texts["mlflow-pictures"]
-    assert "MLflow Assistant" not in "".join(texts.values())
+    assert "Ask questions about your experiments" not in "".join(texts.values())  # MLflow's assistant, over half a page
     (name,) = re.findall(r"Beginning flow run '([\w-]+)'", texts["prefect-flow-run"])
     assert "6 Task runs" in texts["prefect-flow-run"] and "Completed" in texts["prefect-flow-run"]
     assert all(text in texts["prefect-metrics"] for text in (name, "accuracy", "random init", "gpt", "ingest"))
