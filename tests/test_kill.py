@@ -1,5 +1,6 @@
 """`kill -9` of everything at any moment, then `dvc repro`: it completes, with the bytes of an undisturbed run."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 PARAMS = """
@@ -32,6 +34,17 @@ probe: {shots: [1], draws: 2}
 """
 COMPUTE = "workers: 1\ncheckpoint_seconds: 0\nlocal: {threads: 1}\n"
 TIMEOUT = 240
+LOOK_SECONDS = 0.05
+STAGES = ("ingest", "dedup", "tokenize", "shard", "pretrain", "linear_probe")
+KILLS_EACH = 2
+BYTES = (
+    "data/ingest/tiny/rows/part-00000.parquet",
+    "data/dedup/tiny/rows/part-00000.parquet",
+    "data/tokenize/tiny/rows/part-00000.parquet",
+    "data/shard/tiny/shards/manifest.json",
+    "data/pretrain/gpt/model/model.safetensors",
+    "data/linear-probe/gpt/predictions.parquet",
+)
 
 
 def project(root: Path, folder: Path, documents: list[Any]) -> Path:
@@ -60,30 +73,66 @@ def repro(folder: Path) -> "subprocess.Popen[str]":
         )  # fmt: skip
 
 
-def completed(folder: Path) -> float:
-    began = time.monotonic()
-    process = repro(folder)
-    try:
-        assert process.wait(TIMEOUT) == 0, (folder / "repro.log").read_text()[-4000:]
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return time.monotonic() - began
+def at_work(process: "subprocess.Popen[str]") -> tuple[str, psutil.Process] | None:
+    """The stage that runs below DVC's `process`, and its process."""
+    with contextlib.suppress(psutil.Error):
+        for below in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                for stage in STAGES:
+                    if f"stages.{stage}" in below.cmdline():
+                        return stage, below
+    return None
 
 
-def left(folder: Path) -> list[int]:
+def left(folder: Path) -> list[psutil.Process]:
     """Processes that still work in `folder`."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                inside = (entry / "cwd").readlink().is_relative_to(folder)
-                zombie = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-            except OSError:
-                continue
-            if inside and not zombie:
-                found.append(int(entry.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
     return found
+
+
+def completed(folder: Path) -> dict[str, float]:
+    """Run to the end; for how many seconds each stage's process lived."""
+    process, began, lives = repro(folder), time.monotonic(), dict.fromkeys(STAGES, 0.0)
+    try:
+        while process.poll() is None:
+            assert time.monotonic() - began < TIMEOUT
+            if (found := at_work(process)) is not None:
+                stage, seen = found
+                psutil.wait_procs([seen], timeout=TIMEOUT)
+                lives[stage] += time.time() - seen.create_time()
+            time.sleep(LOOK_SECONDS)
+        assert process.returncode == 0, (folder / "repro.log").read_text()[-4000:]
+    finally:
+        end(process)
+    return lives
+
+
+def killed_in(folder: Path, stage: str, after: float) -> str | None:
+    """Start anew, and kill everything `after` seconds of `stage`, or of the next one where that was done already; the
+    stage that was at work. None where it ended before: then it is DVC between two stages that is let go on, because a
+    kill in the middle of its writing its lock file is one that DVC itself does not mend.
+    """
+    process, began = repro(folder), time.monotonic()
+    try:
+        while (found := at_work(process)) is None or STAGES.index(found[0]) < STAGES.index(stage):
+            assert process.poll() is None and time.monotonic() - began < TIMEOUT, (folder / "repro.log").read_text()
+            time.sleep(LOOK_SECONDS)
+        _, alive = psutil.wait_procs([found[1]], timeout=after)
+        while not alive and process.poll() is None and at_work(process) is None:
+            time.sleep(LOOK_SECONDS)
+        return found[0] if alive else None
+    finally:
+        end(process)
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
 
 
 @pytest.mark.slow
@@ -96,21 +145,18 @@ def test_dvc_repro_after_any_kill_ends_with_the_bytes_of_an_undisturbed_run(
     for folder in (whole, killed):
         folder.mkdir()
         project(root, folder, little_documents())
-    seconds = completed(whole)
-    draw = random.Random(0)
-    # A moment in each third of what is left to do, so that every stage is met sooner or later.
-    for share in (0.2, 0.5, 0.8):
-        process = repro(killed)
-        try:
-            process.wait(max(0.5, seconds * share * draw.uniform(0.7, 1.3)))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
-        end = time.monotonic() + 15
-        while left(killed) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not left(killed)
+    lives = completed(whole)
+    draw, landed = random.Random(0), []
+    for stage in STAGES:
+        for _ in range(KILLS_EACH):
+            if (at := killed_in(killed, stage, lives[stage] * draw.uniform(0.05, 0.6))) is not None:
+                landed.append(at)
+            deadline = time.monotonic() + 15
+            while remaining := left(killed):
+                assert time.monotonic() < deadline, remaining
+                time.sleep(LOOK_SECONDS)
+    assert set(landed) == set(STAGES) and len(landed) >= 0.7 * KILLS_EACH * len(STAGES), landed
     completed(killed)
-    for file in ("data/shard/tiny/shards/manifest.json", "data/pretrain/gpt/model/model.safetensors"):
-        assert (killed / file).read_bytes() == (whole / file).read_bytes()
+    for file in BYTES:
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     assert not list((killed / ".checkpoints").glob("gpt-*/"))
