@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,7 +40,6 @@ PATIENCE_SECONDS = 150.0
 """For a server to answer and a page to show what it is about, on a busy machine."""
 STILL_MILLISECONDS = 1000
 """A page that has not changed for so long is drawn."""
-PREFECT_PORT, MLFLOW_PORT = 4291, 5091
 CHROMIUM = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 """Prefect draws its graph with WebGL, and there may be no GPU."""
 TRAINER = """
@@ -74,6 +74,13 @@ def _answers(address: str) -> bool:
             return True
     except (OSError, urllib.error.URLError):
         return False
+
+
+def free_port() -> str:
+    """A port of 127.0.0.1 at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def post(address: str, body: dict[str, Any]) -> Any:
@@ -204,13 +211,15 @@ def take() -> Iterator[Shot]:
     with ExitStack() as stack:
         api = os.environ.get("PREFECT_API_URL")
         if api is None:
-            api, port = f"http://127.0.0.1:{PREFECT_PORT}/api", str(PREFECT_PORT)
+            port = free_port()
+            api = f"http://127.0.0.1:{port}/api"
             start = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
             stack.enter_context(served(start, f"{api}/health"))
         base = tracking_uri().rstrip("/")
         if not base.startswith("http"):
-            base = f"http://127.0.0.1:{MLFLOW_PORT}"
-            stack.enter_context(served(["flows.review", "--port", str(MLFLOW_PORT)], f"{base}/health"))
+            port = free_port()
+            base = f"http://127.0.0.1:{port}"
+            stack.enter_context(served(["flows.review", "--port", port], f"{base}/health"))
         browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=chromium, args=list(CHROMIUM))
         yield from mlflow_pages(browser, base)
         yield from prefect_pages(browser, api)
