@@ -75,7 +75,11 @@ def test_params_name_the_key_of_a_bad_backbone() -> None:
     model = {"corpus": "c", "objective": "next_token", "backbone": {"preset": "gpt2", "layers": -1}, "train": train}
     with pytest.raises(ValueError, match=r"models\.mine\.backbone\.layers: Input should be greater"):
         Params.model_validate(
-            {"corpora": {"c": {**corpus, "dedup": {}, "tokenize": {}, "shard": {}}}, "models": {"mine": model}}
+            {
+                "corpora": {"c": {**corpus, "dedup": {}, "tokenize": {}, "shard": {}}},
+                "models": {"mine": model},
+                "probe": {},
+            }
         )
 
 
