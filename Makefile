@@ -18,7 +18,7 @@ test: $(VENV)/installed ## linters, types, then the tests: the quick ones first
 	ruff format --check
 	mypy
 	python -m pytest -m "not slow" -n auto --maxprocesses 8
-	python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
+	python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
 
 flow: $(VENV)/installed ## the same pipeline as a Prefect flow
 	python -m flows.run

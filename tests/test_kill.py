@@ -1,4 +1,4 @@
-"""`kill -9` of everything at any moment, then `dvc repro`: it completes, with the bytes of an undisturbed run."""
+"""`kill -9` of everything while a stage works, then `dvc repro`: it ends with the bytes of an undisturbed run."""
 
 import contextlib
 import json
@@ -137,7 +137,7 @@ def end(process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_dvc_repro_after_any_kill_ends_with_the_bytes_of_an_undisturbed_run(
+def test_dvc_repro_after_kills_in_every_stage_ends_with_the_bytes_of_an_undisturbed_run(
     tmp_path: Path, little_documents: Callable[..., list[Any]], request: pytest.FixtureRequest
 ) -> None:
     root = request.config.rootpath
