@@ -62,7 +62,7 @@ model = Model(corpus="photographs", objective="contrastive", train=train,
               backbone=Backbone(architecture="resnet", preset="resnet18", stem="small"))
 side = pictures.shape[2]
 encoding = Encoding(modality="image", channels=3, height=side, width=side, mean=(0.5,) * 3, std=(0.25,) * 3)
-objective, world = artifact.build(model, encoding), World()
+objective, world = artifact.build(model, encoding), World.start()
 learner, optimizer = Learner(objective.train(), world, train, False, False), Optimizer(objective, train)
 def rows(number):
     chosen = torch.randperm(len(pictures))[:batch]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_models import memory
 from ssl_models.job import JobError
 
 BUCKET = 25 * 2**20
@@ -44,6 +45,7 @@ class World:
         """Join the processes that torchrun started; alone where it started none. JobError without enough GPUs."""
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_RANK", "0"))
+        memory.keep_freed()
         device = CPU
         if torch.cuda.is_available():
             if local >= torch.cuda.device_count():

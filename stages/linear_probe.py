@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ssl_models import artifact, probe_tracking, report
+from ssl_models import artifact, memory, probe_tracking, report
 from ssl_models.config import Probe
 from ssl_models.encoding import Encoding
 from ssl_models.features import Source, classify, extract, extract_raw
@@ -76,6 +76,7 @@ def source(split: Split, task: Task, encoding: Encoding) -> Source:
 def run_probe(name: str, trained: Objective, fresh: Objective, rows: Source, task: Task, config: Probe) -> Report:
     """Features of the trained and of the random encoder and the raw input, then the protocol."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory.keep_freed()
     with tempfile.TemporaryDirectory(prefix="pretext-probe-") as temporary:
         folders = [Path(temporary) / part for part in ("pretrained", "random_init", "raw_input")]
         for folder in folders:

@@ -1,0 +1,20 @@
+"""The C library's allocator, told to keep what it frees.
+
+glibc gives a freed tensor of 32 MB or more back to the kernel, which clears its pages anew when the next one like it is
+asked for: a fifth of the processor time of a ResNet-18's training step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed() -> None:
+    """Let this process reuse its freed memory, whatever the size (glibc: mallopt(3)); elsewhere nothing changes."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
