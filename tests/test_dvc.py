@@ -22,8 +22,8 @@ EXCEPTIONS = {
     "the form of files, which those already written have": "stages.tables ssl_models.encoding ssl_models.manifest "
     "ssl_models.huggingface",
     "where and how fast it runs, and how that is shown": "stages.engine stages.progress stages.dispatch "
-    "ssl_models.checkpoint ssl_models.compiler ssl_models.job ssl_models.lifetime ssl_models.parallel "
-    "ssl_models.progress ssl_models.signals",
+    "ssl_models.checkpoint ssl_models.compiler ssl_models.job ssl_models.lifetime ssl_models.memory "
+    "ssl_models.parallel ssl_models.progress ssl_models.signals",
     "pages of MLflow": "stages.provenance stages.registry stages.serving stages.pyfunc_model ssl_models.description "
     "ssl_models.encode ssl_models.generate ssl_models.pictures ssl_models.probe_tracking ssl_models.sampling "
     "ssl_models.tracking",
