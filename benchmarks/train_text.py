@@ -81,7 +81,7 @@ RECIPE: dict[str, Any] = {
         "positions": "rotary", "mlp": "relu2",
     },
     "train": {
-        "steps": 360, "batch": 8, "optimizer": "muon", "learning_rate": 5e-3, "muon_learning_rate": 0.02,
+        "steps": 300, "batch": 8, "optimizer": "muon", "learning_rate": 5e-3, "muon_learning_rate": 0.02,
         "weight_decay": 0.0, "schedule": "wsd", "warmup": 0.0, "decay": 0.6, "final": 0.0,
     },
 }  # fmt: skip
@@ -269,7 +269,7 @@ def nanogpt(scratch: Path, device: str, shape: Shape, steps: int, first: int) ->
         "log_interval": 1, "eval_iters": 200 if steps == RECIPE_STEPS else 1, "block_size": shape.context,
         "batch_size": shape.micro_batch, "gradient_accumulation_steps": shape.batch // shape.micro_batch,
         "n_layer": shape.layers, "n_head": shape.heads, "n_embd": shape.width, "max_iters": steps,
-        "lr_decay_iters": steps, "learning_rate": shape.learning_rate, "dropout": 0.0,
+        "lr_decay_iters": max(steps, 101), "learning_rate": shape.learning_rate, "dropout": 0.0,
     }  # fmt: skip
     command = [sys.executable, "-c", NANOGPT, "config/train_shakespeare_char.py"]
     printed = run([*command, *(f"--{key}={value}" for key, value in settings.items())], scratch / "nanogpt")
