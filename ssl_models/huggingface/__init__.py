@@ -89,7 +89,7 @@ def fits(architecture: Architecture) -> bool:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Draws no weights: on the meta device there is nothing to fill, and trying it imports torch's compiler (4 s)."""
+    """Draws no weights: on the meta device there is nothing to fill, and trying it imports torch's compiler."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
