@@ -1,6 +1,6 @@
 """One command, and an end to everything it starts: `python -m flows.leash PARENT GRACE COMMAND ...`.
 
-A stage is DVC, a shell, Python, and perhaps torchrun with ranks and loaders, some of them in sessions of their own: a
+A stage is DVC, a shell, Python, and perhaps several training processes with loaders, in process groups of their own: a
 signal to one process or one group does not reach them all. The leash adopts what is orphaned below it, and it ends
 when it is told to, or when the process PARENT is gone, even by `kill -9`. The command's group gets SIGTERM, so that a
 training job checkpoints and closes its MLflow run; whatever is alive after GRACE seconds gets SIGKILL.

@@ -15,6 +15,10 @@ from pydantic import Field, ValidationError
 
 from ssl_models.config import Model, Strict
 
+STORE = "PRETEXT_STORE"
+"""Environment variable: a file that does not exist yet, through which the processes of a job on one machine find each
+other (`torch.distributed.FileStore`). Beside it stands RANK, LOCAL_RANK and WORLD_SIZE."""
+
 
 class JobError(Exception):
     """A condition the user can mend: one sentence, exit status 2."""

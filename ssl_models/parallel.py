@@ -3,7 +3,7 @@
 Every process holds the whole model and a slice of the batch. Gradients are summed explicitly, in large buckets, after
 the last micro-batch, instead of through DistributedDataParallel: a sum over predicted items needs no average over
 processes, slices may be uneven, whole-batch objectives need two passes, and one exchange per *global* batch is small
-beside the micro-batches before it. Started by torchrun or alone; NCCL on GPUs, gloo on the CPU.
+beside the micro-batches before it. NCCL on GPUs, gloo on the CPU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_models import memory
-from ssl_models.job import JobError
+from ssl_models.job import STORE, JobError
 
 BUCKET = 25 * 2**20
 """Bytes of gradients in one exchange, as in DistributedDataParallel."""
@@ -32,6 +33,18 @@ def bounds(rows: int, rank: int, size: int) -> tuple[int, int]:
     return rows * rank // size, rows * (rank + 1) // size
 
 
+def first_to_fail() -> bool:
+    """Whether no other process of this job has asked before: the one that says why the job failed. The others may
+    fail in the same way, or because that one is gone."""
+    if (store := os.environ.get(STORE)) is None:
+        return True
+    try:
+        Path(f"{store}.failed").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of one job, seen from one of them."""
@@ -42,7 +55,8 @@ class World:
 
     @classmethod
     def start(cls) -> World:
-        """Join the processes that torchrun started; alone where it started none. JobError without enough GPUs."""
+        """Join the RANK and WORLD_SIZE of the environment, alone without them: through the file `STORE` on one machine,
+        else as torchrun and PyTorch's `env://` have it. JobError without enough GPUs."""
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_RANK", "0"))
         memory.keep_freed()
@@ -57,7 +71,18 @@ class World:
             torch.cuda.set_device(device)
         if size > 1 and not distributed.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
-            distributed.init_process_group(backend, timeout=TIMEOUT, device_id=device if backend == "nccl" else None)
+            store = None
+            if (path := os.environ.get(STORE)) is not None:
+                store = distributed.FileStore(path, size)  # type: ignore[attr-defined]  # documented, yet not exported
+                store.set_timeout(TIMEOUT)
+            distributed.init_process_group(
+                backend,
+                timeout=TIMEOUT,
+                store=store,
+                rank=rank,
+                world_size=size,
+                device_id=device if backend == "nccl" else None,
+            )
         return cls(rank, size, device)
 
     def close(self) -> None:

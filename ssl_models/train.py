@@ -1,4 +1,4 @@
-"""The training job: `python -m ssl_models.train JOB`, started by a launcher, alone or by torchrun.
+"""The training job: `python -m ssl_models.train JOB`, started by a launcher, in one process or several.
 
 One loop, read from top to bottom. Everything that decides the result is a pure function of (seed, step): the rows,
 their corruption, dropout, the learning rate. So a job that is killed at any moment and started again ends, on the CPU,
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -28,10 +27,9 @@ from ssl_models.encoding import Encoding
 from ssl_models.evaluation import Evaluation
 from ssl_models.gradient import Learner
 from ssl_models.job import Compute, Job, JobError
-from ssl_models.lifetime import die_with_parent
 from ssl_models.objectives import Objective
 from ssl_models.optimizer import Optimizer
-from ssl_models.parallel import World, has_batch_norm, synchronise
+from ssl_models.parallel import World, first_to_fail, has_batch_norm, synchronise
 from ssl_models.progress import Progress
 from ssl_models.shards import Shards, Split
 from ssl_models.signals import Signals
@@ -61,26 +59,27 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 def main() -> int:
     """Run the job file named on the command line."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's own children; the launcher sees to the rest
-        die_with_parent()
     if len(sys.argv) != 2:
         print("usage: python -m ssl_models.train JOB", file=sys.stderr)
         return 2
     signals = Signals()
-    world = World()
     status = 0
     try:
         job = completed(Job.load(Path(sys.argv[1])))
         world = World.start()
         run(job, world, signals)
-    except JobError as error:
-        if world.rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        status = 2
     except Stopped:
         status = 128 + (signals.stop or signal.SIGTERM)
-    if status != 2:  # after an error the other processes may be waiting for this one: torchrun ends them
-        world.close()
+    except Exception as error:  # the other processes may be waiting for this one: the launcher ends them
+        says_why = first_to_fail()
+        if isinstance(error, JobError):
+            if says_why:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            return 2
+        if says_why:
+            raise
+        return 1
+    world.close()
     return status
 
 

@@ -1,7 +1,9 @@
-"""Training on this machine: one process, or several under `torchrun --standalone`, one per GPU.
+"""Training on this machine: one process, or several, one per GPU.
 
-The job is a process group of its own that dies with the stage, even by `kill -9`. GPUs are leased through file locks
-that the kernel frees when their holder ends, so two stages never share one, whoever started them.
+The job is a process group of its own that dies with the stage, even by `kill -9`. Its processes find each other through
+a file and talk through the loopback interface: torchrun's store would listen on every address of the machine. GPUs are
+leased through file locks that the kernel frees when their holder ends, so two stages never share one, whoever started
+them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from ssl_models.job import STORE
 from ssl_models.lifetime import die_with_parent
 from stages.params import COMPUTE, Compute, Local, UserError
 
@@ -27,6 +30,9 @@ LOCKS = Path(tempfile.gettempdir()) / "pretext-gpus"
 """Shared by every user of the machine."""
 GRACE = 10.0
 """Seconds a cancelled job has to finish its step and write a checkpoint."""
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+SOCKETS = {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": f"={LOOPBACK}"}
+"""NCCL takes a prefix of names but for "=". An environment that names an interface keeps it."""
 POLL = 1.0
 
 
@@ -112,42 +118,58 @@ def plan(local: Local, available: int) -> tuple[int, int, bool]:
 
 
 class Running:
-    """The job's process group."""
+    """The job's processes, as one process group."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], held: Lease) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], processes: int, held: Lease) -> None:
         self._held = held
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=functools.partial(die_with_parent, parent=os.getpid()),
-        )
+        self._folder = tempfile.TemporaryDirectory(prefix="pretext-")
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._group = 0  # of which the first process becomes the leader
+        self._status = 0
+        several = {"WORLD_SIZE": str(processes), STORE: f"{self._folder.name}/store"}
+        for rank in map(str, range(processes)):
+            process = subprocess.Popen(
+                command,
+                env={**SOCKETS, **environment, **several, "RANK": rank, "LOCAL_RANK": rank},
+                process_group=self._group,
+                preexec_fn=functools.partial(die_with_parent, parent=os.getpid()),
+            )
+            self._processes[process.pid] = process
+            self._group = self._group or process.pid
 
     def follow(self) -> None:
         """The job writes to this process's own output; waiting for it is all there is to do."""
-        self._process.wait()
+        self.wait()
 
     def wait(self) -> int:
-        """The job's exit status; -9 becomes 137, as in a shell."""
-        status = self._process.wait()
-        self._end()
-        return status if status >= 0 else 128 - status
+        """The exit status of the process that failed first, which ends the others; -9 becomes 137, as in a shell."""
+        while self._processes and not self._status:
+            ended = os.waitid(os.P_PGID, self._group, os.WEXITED | os.WNOWAIT)
+            assert ended is not None  # only WNOHANG gives None
+            self._status = self._processes[ended.si_pid].wait()
+            del self._processes[ended.si_pid]
+        self.cancel()
+        return self._status if self._status >= 0 else 128 - self._status
 
     def cancel(self) -> None:
         """SIGTERM to the group, and SIGKILL to what is left of it after `GRACE` seconds."""
-        self._signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(GRACE)
-        self._end()
-        self._process.wait()
-
-    def _end(self) -> None:
+        end = time.monotonic() + GRACE
+        if self._processes:
+            self._signal(signal.SIGTERM)
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
         self._signal(signal.SIGKILL)
+        for process in self._processes.values():
+            status = process.wait()
+            self._status = self._status or status
+        self._processes.clear()
         self._held.free()
+        self._folder.cleanup()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self._group, number)
 
 
 def submit(job: Path, compute: Compute) -> Running:
@@ -159,11 +181,8 @@ def submit(job: Path, compute: Compute) -> Running:
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve their neighbours on a shared machine
     if on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(held.gpus)
-    train = ["-m", "ssl_models.train", str(job)]
-    alone = [sys.executable, *train]
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *train]
     try:
-        return Running(alone if processes == 1 else several, environment, held)
+        return Running([sys.executable, "-m", "ssl_models.train", str(job)], environment, processes, held)
     except BaseException:
         held.free()
         raise

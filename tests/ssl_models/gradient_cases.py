@@ -1,4 +1,4 @@
-"""Gradients of one global batch, by this process alone or as one of several: `python -m`, RANK and WORLD_SIZE."""
+"""Gradients of one global batch, by this process alone or as one of several of a launcher: `python -m`."""
 
 import sys
 from dataclasses import dataclass, field

@@ -1,6 +1,3 @@
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ssl_models.parallel import GlobalBatchNorm, World, bounds, has_batch_norm
-from tests.ssl_models import gradient_cases
+from stages.dispatch.local import Lease, Running
+from tests.ssl_models import corpora, gradient_cases
 
 
 @given(st.integers(0, 1000), st.integers(1, 16))
@@ -23,30 +21,11 @@ def test_slices_cover_the_batch_in_order_and_differ_by_one_row_at_most(rows: int
     assert max(lengths) - min(lengths) <= 1
 
 
-def start(rank: int, port: int, shards: Path, out: Path) -> "subprocess.Popen[str]":
-    several = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.ssl_models.gradient_cases", str(shards), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in several.items()}},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one_for_every_objective(tmp_path: Path) -> None:
     shards = gradient_cases.folder(tmp_path / "shards")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(rank, port, shards, tmp_path) for rank in (0, 1)]
-    try:
-        for process in processes:
-            _, error = process.communicate(timeout=200)
-            assert process.returncode == 0, error
-    finally:
-        for process in processes:
-            process.kill()
+    command = [sys.executable, "-m", "tests.ssl_models.gradient_cases", str(shards), str(tmp_path)]
+    assert Running(command, corpora.environment(), 2, Lease()).wait() == 0
     for name, case in gradient_cases.CASES.items():
         whole = gradient_cases.gradients(name, shards, World(), 8)
         rounding = 1e-6 * max(1.0, *(float(v.abs().max()) for n, v in whole.items() if n.startswith("gradient")))

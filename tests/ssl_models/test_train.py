@@ -1,12 +1,15 @@
+import contextlib
 import json
 import math
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from ssl_models import artifact, checkpoint, compiler, train
 from ssl_models.config import Model
 from ssl_models.job import Job, JobError
 from ssl_models.parallel import World
+from stages.dispatch.local import Lease, Running
 from tests.ssl_models import corpora
 from tests.ssl_models.corpora import finish, model, start, tiny_job
 
@@ -249,12 +253,40 @@ def test_several_processes_train_the_model_of_one(undisturbed: Path) -> None:
     wanted = model("toy_pairs", {"norm": True}, steps=4)
     train_here(tiny_job(folder / "one", wanted))
     job = tiny_job(folder / "two", wanted)
-    script = folder / "train.py"
-    script.write_text(corpora.RUN_TRAIN)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, job],
-        env=corpora.environment(), capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    running = Running([sys.executable, "-c", corpora.RUN_TRAIN, str(job)], corpora.environment(), 2, Lease())
+    with ThreadPoolExecutor(1) as pool:
+        bound = pool.submit(sockets, [psutil.Process(pid) for pid in running._processes])
+        assert running.wait() == 0
     one, two = (json.loads((folder / name / "output" / "metrics.json").read_text()) for name in ("one", "two"))
     assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-4)
+    assert len(bound.result()) >= 2  # each listens for the other
+    assert {ip for ip, _ in bound.result()} == {"127.0.0.1"}
+
+
+def sockets(job: list[psutil.Process]) -> set[tuple[str, int]]:
+    """Address and port of every socket of these processes and their children, until the first of them ends."""
+    found = set()
+    with contextlib.suppress(psutil.Error):
+        while all(rank.status() != psutil.STATUS_ZOMBIE for rank in job):
+            for process in [*job, *(child for rank in job for child in rank.children(recursive=True))]:
+                found |= {(socket.laddr.ip, socket.laddr.port) for socket in process.net_connections()}
+            time.sleep(0.02)
+    return found
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_says_why_and_the_others_nothing(
+    undisturbed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+import os
+from ssl_models import job, train
+def clip(*given):
+    raise job.JobError("models.tiny: only here")
+if os.environ["RANK"] == "1":
+    train.clip = clip
+"""
+    path = tiny_job(undisturbed.parent / "alone", model("toy_pairs"))
+    running = Running([sys.executable, "-c", code + corpora.RUN_TRAIN, str(path)], corpora.environment(), 2, Lease())
+    assert running.wait() == 2
+    assert capfd.readouterr().err == "error: models.tiny: only here\n"

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -73,42 +74,93 @@ def test_one_process_per_gpu_or_one_on_the_cpu(monkeypatch: pytest.MonkeyPatch) 
         local.plan(Local(processes=5), 4)
 
 
+TOGETHER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+rank, up = os.environ["RANK"], Path(sys.argv[1])
+def deaf():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def ready(pid):
+    (up / str(pid)).touch()
+    while len(list(up.iterdir())) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.01)
+"""
+"""What the processes of a job begin with here: `ready` leaves a process id in a folder, and waits for the others."""
+
+
+@pytest.fixture(name="up")
+def _up(tmp_path: Path) -> Path:
+    (tmp_path / "up").mkdir()
+    return tmp_path / "up"
+
+
+def program(up: Path, code: str) -> list[str]:
+    return [sys.executable, "-c", TOGETHER + code, str(up)]
+
+
+def pids(up: Path, count: int) -> list[int]:
+    end = time.monotonic() + 60
+    while len(found := list(up.iterdir())) < count:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return [int(path.name) for path in found]
+
+
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("import os; os.kill(os.getpid(), 9)", 137)])
 def test_the_exit_status_is_the_jobs(code: str, status: int) -> None:
-    running = Running([sys.executable, "-c", code], dict(os.environ), Lease())
+    running = Running([sys.executable, "-c", code], dict(os.environ), 1, Lease())
     running.follow()
     assert running.wait() == status
 
 
+@pytest.mark.parametrize(("failure", "status"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137)])
+@pytest.mark.parametrize("waiting", ["time.sleep(60)", "deaf(); time.sleep(60)", "sys.exit(0)"])
+def test_a_process_that_fails_ends_the_others_and_its_status_is_the_jobs(
+    failure: str, status: int, waiting: str, monkeypatch: pytest.MonkeyPatch, up: Path
+) -> None:
+    if "deaf" in waiting:
+        monkeypatch.setattr(local, "GRACE", 0.5)
+    code = f"ready(os.getpid())\nif rank == '0':\n    {waiting}\ntime.sleep(0.2)\n{failure}"
+    running = Running(program(up, code), dict(os.environ), 3, Lease())
+    began = time.monotonic()
+    assert running.wait() == status
+    assert time.monotonic() - began < 5
+    assert not any(alive(pid) for pid in pids(up, 3))
+
+
 def test_cancelling_ends_the_whole_group_even_where_it_will_not_listen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, up: Path
 ) -> None:
     monkeypatch.setattr(local, "GRACE", 0.5)
     code = (
-        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])\n"
-        f"open({str(tmp_path / 'ready')!r}, 'w').write(str(child.pid)); time.sleep(60)"
+        f"deaf(); child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}])\n"
+        "ready(child.pid); ready(os.getpid()); time.sleep(60)"
     )
-    running = Running([sys.executable, "-c", code], dict(os.environ), Lease())
-    end = time.monotonic() + 60
-    while not ((tmp_path / "ready").exists() and (tmp_path / "ready").read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    running = Running(program(up, code), dict(os.environ), 2, Lease())
+    found = pids(up, 4)
     running.cancel()
     assert running.wait() == 128 + signal.SIGKILL
-    assert gone(int((tmp_path / "ready").read_text()))
+    assert all(gone(pid) for pid in found)
 
 
-def test_a_job_dies_with_a_stage_that_is_killed() -> None:
+def test_a_job_dies_with_a_stage_that_is_killed(up: Path) -> None:
+    command = program(up, "deaf(); ready(os.getpid()); time.sleep(60)")
     code = (
-        "import os, sys; from stages.dispatch.local import Lease, Running\n"
-        f"job = Running([sys.executable, '-c', {SLEEPER!r}], dict(os.environ), Lease())\n"
-        "print(job._process.pid, flush=True); job.follow()"
+        "import os; from stages.dispatch.local import Lease, Running\n"
+        f"Running({command!r}, dict(os.environ), 2, Lease()).follow()"
     )
-    stage = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert stage.stdout is not None
-    job = int(stage.stdout.readline())
-    assert alive(job)
+    stage = subprocess.Popen([sys.executable, "-c", code])
+    found = pids(up, 2)
+    assert all(alive(pid) for pid in found)
     stage.kill()
     stage.wait(20)
-    assert gone(job)
+    assert all(gone(pid) for pid in found)
+
+
+def test_no_two_jobs_meet_in_one_file(up: Path) -> None:
+    code = "(up / Path(os.environ['PRETEXT_STORE']).parent.name).touch()"
+    for _ in range(2):
+        assert Running(program(up, code), dict(os.environ), 2, Lease()).wait() == 0
+    folders = [path.name for path in up.iterdir()]
+    assert len(folders) == 2
+    assert not any((Path(tempfile.gettempdir()) / folder).exists() for folder in folders)
