@@ -112,8 +112,12 @@ class Params(Strict):
 class Local(Strict):
     """The local launcher: processes on this machine."""
 
-    processes: int | Literal["auto"] = Field(default="auto", description="auto: one per GPU, or one on the CPU")
-    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads per process")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="auto: one per GPU, or one on the CPU"
+    )
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="CPU threads per process"
+    )
 
 
 class Compute(Strict):

@@ -122,7 +122,7 @@ class Running:
 
     def __init__(self, command: list[str], environment: dict[str, str], processes: int, held: Lease) -> None:
         self._held = held
-        self._folder = tempfile.TemporaryDirectory(prefix="pretext-")
+        self._folder = tempfile.TemporaryDirectory(prefix="pretext-train-")
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._group = 0  # of which the first process becomes the leader
         self._status = 0
@@ -148,6 +148,9 @@ class Running:
             assert ended is not None  # only WNOHANG gives None
             self._status = self._processes[ended.si_pid].wait()
             del self._processes[ended.si_pid]
+            if self._status < 0:  # it could not say so itself
+                name = signal.strsignal(-self._status)
+                print(f"error: signal {-self._status} ({name}) ended the training", file=sys.stderr, flush=True)
         self.cancel()
         return self._status if self._status >= 0 else 128 - self._status
 

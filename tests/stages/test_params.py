@@ -96,6 +96,7 @@ def test_a_missing_file_says_where_to_run() -> None:
     ("text", "sentence"),
     [
         ("workers: 0", "workers: must be greater than or equal to 1"),
+        ("local: {processes: 0}", "local.processes: must be greater than or equal to 1"),
         ("workers: some", "workers: must be a valid integer"),
         ("precision: half", "precision: must be 'auto'"),
         ("local: 3", "local: must be a mapping"),

@@ -107,10 +107,11 @@ def pids(up: Path, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(2)", 2), ("import os; os.kill(os.getpid(), 9)", 137)])
-def test_the_exit_status_is_the_jobs(code: str, status: int) -> None:
+def test_the_exit_status_is_the_jobs(code: str, status: int, capfd: pytest.CaptureFixture[str]) -> None:
     running = Running([sys.executable, "-c", code], dict(os.environ), 1, Lease())
     running.follow()
     assert running.wait() == status
+    assert capfd.readouterr().err == ("error: signal 9 (Killed) ended the training\n" if status == 137 else "")
 
 
 @pytest.mark.parametrize(("failure", "status"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137)])
@@ -149,7 +150,7 @@ def test_a_job_dies_with_a_stage_that_is_killed(up: Path) -> None:
         "import os; from stages.dispatch.local import Lease, Running\n"
         f"Running({command!r}, dict(os.environ), 2, Lease()).follow()"
     )
-    stage = subprocess.Popen([sys.executable, "-c", code])
+    stage = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(up.parent)})
     found = pids(up, 2)
     assert all(alive(pid) for pid in found)
     stage.kill()
