@@ -17,7 +17,7 @@ from ssl_models.config import Model, Strict
 
 STORE = "PRETEXT_STORE"
 """Environment variable: a file that does not exist yet, through which the processes of a job on one machine find each
-other (`torch.distributed.FileStore`). Beside it stands RANK, LOCAL_RANK and WORLD_SIZE."""
+other (`torch.distributed.FileStore`). RANK, LOCAL_RANK and WORLD_SIZE stand beside it."""
 
 
 class JobError(Exception):

@@ -34,8 +34,8 @@ def bounds(rows: int, rank: int, size: int) -> tuple[int, int]:
 
 
 def first_to_fail() -> bool:
-    """Whether no other process of this job has asked before: the one that says why the job failed. The others may
-    fail in the same way, or because that one is gone."""
+    """Whether this process, which fails, is the first of its job: the one that says why. The others fail in the same
+    way, or because that one is gone."""
     if (store := os.environ.get(STORE)) is None:
         return True
     try:
