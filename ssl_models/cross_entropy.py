@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ssl_models.linear import linear, product
+from ssl_models.linear import linear, product, transposed_product
 
 IGNORE = -100
 """A target that is not predicted."""
@@ -46,24 +46,27 @@ class _ChunkedLoss(torch.autograd.Function):
         """Float32 scalar from hidden `[positions, width]`, weight `[vocabulary, width]`, targets `[positions]`."""
         matrix = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        toward_hidden, toward_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        toward_hidden = torch.empty_like(hidden)
+        toward_weight: Tensor | None = None
         toward_bias = None if bias is None else torch.zeros_like(bias)
         for here, wanted in _chunks(hidden, targets, weight):
-            logits = product(hidden[here], matrix).float()
+            logits = product(hidden[here], matrix)
             if bias is not None:
-                logits += bias
+                logits = logits.float().add_(bias)
             counted = (wanted != IGNORE)[:, None]
             index = wanted.clamp(min=0)[:, None]
-            normaliser = logits.logsumexp(1, keepdim=True)
-            likelihood = logits.gather(1, index) - normaliser
+            likelihoods = logits.log_softmax(1, dtype=torch.float32)
+            likelihood = likelihoods.gather(1, index)
             total -= (likelihood * counted).sum()
             # softmax - one-hot; the target's own is set, not subtracted, so that rounding takes nothing from it
-            gradient = logits.sub_(normaliser).exp_().mul_(counted).to(hidden.dtype)
-            gradient.scatter_(1, index, likelihood.expm1().mul_(counted).to(hidden.dtype))
+            gradient = likelihoods.exp_().to(hidden.dtype)
+            gradient.scatter_(1, index, likelihood.expm1().to(hidden.dtype))
+            # What is not counted is left out of the narrow matrices, as the gradient is wide.
+            toward_hidden[here] = product(gradient, matrix.T).mul_(counted)
+            part = transposed_product(gradient, hidden[here] * counted)
+            toward_weight = part.to(weight.dtype) if toward_weight is None else toward_weight.add_(part)
             if toward_bias is not None:
-                toward_bias += gradient.sum(0, dtype=toward_bias.dtype)
-            toward_hidden[here] = product(gradient, matrix.T)
-            toward_weight += product(gradient.T, hidden[here].T)
+                toward_bias += counted.to(gradient.dtype).T[0] @ gradient
         ctx.save_for_backward(toward_hidden, toward_weight, toward_bias)
         return total
 

@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_NARROW = 512
+"""Columns of a matrix up to which its transpose is copied in less time than a wider one's is read."""
 
 
 def _through_onednn(*tensors: Tensor) -> bool:
@@ -48,7 +50,7 @@ class _Linear(torch.autograd.Function):
         flat = upstream.flatten(0, -2)
         return (
             _onednn(upstream, weight.T, None) if toward_x else None,
-            _onednn(flat.T, x.flatten(0, -2).T, None) if toward_weight else None,
+            transposed_product(flat, x.flatten(0, -2)) if toward_weight else None,
             flat.sum(0) if toward_bias else None,
         )
 
@@ -65,6 +67,14 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` of matrices `[n, k]` and `[m, k]`, of which either may be a transpose; without a gradient."""
     dense = all(matrix.is_contiguous() or matrix.T.is_contiguous() for matrix in (a, b))
     return _onednn(a, b, None) if dense and _through_onednn(a, b) else a @ b.T
+
+
+def transposed_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a.T @ b` of matrices `[k, n]` and `[k, m]`, without a gradient. oneDNN gets a copy of the first factor's
+    transpose, so the narrower matrix becomes the first, and the result may be a transpose."""
+    if a.shape[1] > b.shape[1] <= _NARROW:
+        return product(b.T, a.T).T
+    return product(a.T, b.T)
 
 
 class Linear(nn.Linear):

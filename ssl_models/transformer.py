@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from ssl_models import compiler
 from ssl_models.linear import Linear, linear
 from ssl_models.presets import Architecture
+from ssl_models.rms_norm import RMSNorm
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines `[batch or 1, 1, tokens, head width / 2]` of rotary positions."""
@@ -184,7 +185,7 @@ def norm(architecture: Architecture, width: int = 0) -> nn.Module:
     """The architecture's norm over `width` (default: the stream's)."""
     width = width or architecture.width
     if architecture.norm == "rms":
-        return nn.RMSNorm(width, eps=architecture.norm_eps)
+        return RMSNorm(width, eps=architecture.norm_eps)
     return nn.LayerNorm(width, eps=architecture.norm_eps, bias=architecture.biases)
 
 
@@ -220,8 +221,8 @@ class Attention(nn.Module):
         else:
             self.qkv = Linear(a.width, queries + 2 * keys, bias=a.biases)
         self.out = Linear(queries, a.width, bias=a.biases)
-        self.q_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
-        self.k_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
+        self.q_norm = RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
+        self.k_norm = RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
 
     def _split(self, projected: Tensor, *heads: int) -> list[Tensor]:
         """`[batch, tokens, (sum of heads) x head width]` to a `[batch, heads, tokens, head width]` per entry."""

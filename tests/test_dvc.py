@@ -32,7 +32,8 @@ EXCEPTIONS = {
 """Modules (or packages) that a stage imports and does not depend on, by reason."""
 EXCEPTED = [name for names in EXCEPTIONS.values() for name in names.split()]
 BESIDE = {
-    "tokenize": "ssl_models.linear ssl_models.resnet ssl_models.transformer ssl_models.vision",  # patches alone are cut
+    "tokenize": "ssl_models.linear ssl_models.resnet ssl_models.rms_norm ssl_models.transformer "
+    "ssl_models.vision",  # patches alone are cut
     "pretrain": "stages.pretrain ssl_models.statistics",  # the first starts the job, the second watches it
     "linear-probe": "ssl_models.artifact ssl_models.augment ssl_models.augment_kernel ssl_models.codebook "
     "ssl_models.cross_entropy ssl_models.denoising ssl_models.keyed ssl_models.losses ssl_models.shards "

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ssl_models import codebook, keyed, pictures
 from ssl_models.config import Backbone
+from ssl_models.cross_entropy import IGNORE
 from ssl_models.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.vision import patch_encoder, patchify, to_unit, unpatchify
@@ -28,11 +29,16 @@ _TRIALS = 16  # blocks drawn for a picture; the first that still fit are taken
 _SPREAD = 0.02
 
 
+def most_masked(patches: int, ratio: float) -> int:
+    """The most of `patches` that are masked; at least one."""
+    return max(1, round(ratio * patches))
+
+
 def block_masks(keys: Tensor, rows: int, columns: int, ratio: float, stream: int) -> Tensor:
     """Blockwise masks bool `[batch, rows * columns]`, at most round(`ratio` * patches) of each masked and at least
     one."""
     patches = rows * columns
-    most = max(1, round(ratio * patches))
+    most = most_masked(patches, ratio)
     least = min(most, max(1, min(_SMALLEST, round(patches * _SMALLEST / _REFERENCE))))
     u = keyed.uniform(keys, 4 * _TRIALS, stream).view(-1, _TRIALS, 4)
     row = torch.arange(rows, device=keys.device)[None, :, None]
@@ -89,27 +95,36 @@ class MaskedVisualTokens(Objective):
         return codebook.Codebook(self.centres, self.encoder.patch)
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
-        """`pixels` as they are, `masked` bool and `codes` int64 `[batch, patches]`."""
+        """`pixels` as they are; `masked` bool and `codes` int64 `[batch, patches]`; `positions` int64 `[batch, most
+        masked]` of the masked patches, and of others where fewer are masked than may be."""
         masked = block_masks(keys, self.encoder.rows, self.encoder.columns, self.options.ratio, _BLOCKS)
-        return {"pixels": rows["pixels"], "masked": masked, "codes": self.codebook.encode(rows["pixels"])}
+        most = most_masked(masked.shape[1], self.options.ratio)
+        return {
+            "pixels": rows["pixels"],
+            "masked": masked,
+            "codes": self.codebook.encode(rows["pixels"]),
+            "positions": (~masked).byte().argsort(dim=1, stable=True)[:, :most],
+        }
 
     def count(self, batch: Batch) -> Tensor:
         """Masked patches."""
         return batch["masked"].sum().float()
 
     def logits(self, batch: Batch) -> Tensor:
-        """Logits `[masked patches, codes]`, picture by picture."""
+        """Logits `[batch, most masked, codes]` of the patches at `positions`."""
         masked = batch["masked"]
         patches = torch.where(masked[..., None], self.mask, self.encoder.project(batch["pixels"]))
         tokens = self.encoder.run(self.encoder.place(patches)).tokens
-        found: Tensor = self.head(tokens[masked])
+        index = batch["positions"][..., None].expand(-1, -1, tokens.shape[-1])
+        found: Tensor = self.head(tokens.gather(1, index))
         return found
 
     def forward(self, batch: Batch) -> Outcome:
         """Cross-entropy on masked patches."""
-        logits, targets = self.logits(batch).float(), batch["codes"][batch["masked"]]
-        right = (logits.detach().argmax(dim=1) == targets).sum().float()
-        loss = functional.cross_entropy(logits, targets, reduction="sum")
+        targets = batch["codes"].masked_fill(~batch["masked"], IGNORE).gather(1, batch["positions"])
+        logits = self.logits(batch).float()
+        right = (logits.detach().argmax(dim=2) == targets).sum().float()
+        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return Outcome(loss, {"mask_accuracy": (right, self.count(batch))})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
@@ -123,11 +138,13 @@ class MaskedVisualTokens(Objective):
         batch = self.prepare(rows, keys)
         height, width = rows["pixels"].shape[-2:]
         clean = to_unit(rows["pixels"])
-        predicted = batch["codes"].masked_scatter(batch["masked"], self.logits(batch).argmax(dim=1))
+        codes = batch["codes"]
+        guessed = codes.scatter(1, batch["positions"], self.logits(batch).argmax(dim=2))
+        predicted = torch.where(batch["masked"], guessed, codes)
         seen = patchify(clean, self.encoder.patch).masked_fill(batch["masked"][..., None], 0.5)
         shown = [clean, unpatchify(seen, self.encoder.patch, height, width)]
-        shown += [self.codebook.decode(codes, height, width) for codes in (batch["codes"], predicted)]
-        use = codebook.usage(batch["codes"], len(self.centres))
+        shown += [self.codebook.decode(each, height, width) for each in (codes, predicted)]
+        use = codebook.usage(codes, len(self.centres))
         return Examples(
             pictures={"original_masked_codes_predicted": pictures.tile(shown)},
             metrics={"codes_used": float(use.used), "codebook_perplexity": use.perplexity},

@@ -57,3 +57,10 @@ def test_no_gradient_is_made_for_what_needs_none():
     layer.weight.requires_grad_(False)
     layer(torch.ones(2, 4)).sum().backward()
     assert layer.weight.grad is None and layer.bias.grad is not None
+
+
+@given(SIZES, SIZES, SIZES)
+def test_the_product_of_a_transpose_is_torchs_whichever_matrix_is_narrower(rows, left, right):
+    torch.manual_seed(rows)
+    a, b = torch.randn(rows, left), torch.randn(rows, right)
+    torch.testing.assert_close(linear.transposed_product(a, b), a.T @ b, atol=1e-3, rtol=1e-4)

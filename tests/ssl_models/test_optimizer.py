@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ssl_models import optimizer as optimizers
 from ssl_models.config import Train
-from ssl_models.optimizer import Optimizer, hidden_matrices, schedule
+from ssl_models.optimizer import Muon, Optimizer, hidden_matrices, orthogonal, schedule
 
 
 def train(**changes: object) -> Train:
@@ -112,3 +113,52 @@ def test_the_learning_rate_that_is_returned_is_adamws() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     assert Optimizer(model, train(learning_rate=0.5, optimizer="muon")).step(0) == pytest.approx(0.05)
+
+
+@given(st.integers(1, 3), st.integers(1, 24), st.integers(1, 24), st.integers(0, 99))
+def test_an_orthogonal_matrix_has_the_singular_vectors_of_its_source_and_values_near_1(
+    count: int, rows: int, columns: int, seed: int
+) -> None:
+    matrices = torch.randn(count, rows, columns, generator=torch.Generator().manual_seed(seed))
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    found = orthogonal(matrices, (3.4445, -4.775, 2.0315), 5, 1e-7).float()
+    seen = left.mT @ found @ right.mT
+    diagonal = torch.diagonal(seen, dim1=1, dim2=2)
+    assert (seen - torch.diag_embed(diagonal)).abs().max() < 0.1
+    assert diagonal.max() < 1.35
+    assert diagonal[values > 0.05 * values.amax(1, keepdim=True)].min() > 0.5
+
+
+@pytest.mark.parametrize("together", [2**26, 1])
+def test_muon_on_all_matrices_at_once_is_torchs_on_one_at_a_time(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizers, "TOGETHER", together)
+    torch.manual_seed(0)
+    shapes = [(16, 16), (16, 48), (48, 16), (16, 16), (48, 16)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.95}
+    pair = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for mine, peer in zip(ours[:-1], theirs[:-1], strict=True):  # the last has no gradient
+            mine.grad = torch.randn_like(mine)
+            peer.grad = mine.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for mine, peer in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, peer, rtol=0, atol=0.01)  # bfloat16: an update is rounded at 0.1 * 2**-8
+    assert ours[-1] not in pair[0].state
+
+
+def test_small_and_large_parameters_get_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    results = []
+    for limit in (0, 16, 2**17):
+        monkeypatch.setattr(optimizers, "SMALL", limit)
+        torch.manual_seed(1)
+        model = Blocks()
+        steps(model, Optimizer(model, train()), 0, 3)
+        results.append(model.state_dict())
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0])

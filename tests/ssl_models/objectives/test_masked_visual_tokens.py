@@ -58,7 +58,13 @@ def test_a_fresh_head_costs_the_logarithm_of_the_codebook(folder):
 def test_only_masked_patches_are_predicted_and_their_pixels_are_not_seen(folder):
     beit = objective("masked_visual_tokens", vit("beit"), encoding(folder=folder)).eval()
     batch = beit.prepare({"pixels": pixels()}, keys())
-    assert len(beit.logits(batch)) == int(beit.count(batch)) == int(batch["masked"].sum())
+    masked = batch["masked"]
+    logits = beit.logits(batch)
+    assert logits.shape == (8, round(0.4 * 16), 64)
+    found = [row[hit.gather(0, place)] for row, hit, place in zip(logits, masked, batch["positions"], strict=True)]
+    assert len(torch.cat(found)) == int(beit.count(batch)) == int(masked.sum())
+    expected = torch.nn.functional.cross_entropy(torch.cat(found), batch["codes"][masked], reduction="sum")
+    torch.testing.assert_close(beit(batch).loss, expected)
     hidden = batch["masked"].view(8, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     other = torch.where(hidden, pixels(seed=5), batch["pixels"])
     assert torch.equal(beit.logits({**batch, "pixels": other}), beit.logits(batch))
