@@ -122,10 +122,15 @@ def flat(value: Any, at: str = "") -> dict[str, str]:
 
 
 class Tracker:
-    """The run of one job. `memory` is the file beside the checkpoints that remembers the run's id."""
+    """The run of one job. `memory` is the file beside the checkpoints that remembers the run's id.
 
-    def __init__(self, job: Job, memory: Path) -> None:
+    Once the job was `asked` to stop, the run says so within seconds: a step that takes longer than the patience of
+    whoever asked is killed without a farewell.
+    """
+
+    def __init__(self, job: Job, memory: Path, asked: threading.Event | None = None) -> None:
         self._job, self._memory = job, memory
+        self._asked = asked or threading.Event()
         self._every = math.ceil(job.model.train.steps / STEPS)
         self._queue: queue.SimpleQueue[_Shown | Status] = queue.SimpleQueue()
         self._points: deque[_Point] = deque()
@@ -181,6 +186,8 @@ class Tracker:
             except queue.Empty:
                 self._attempt(self._send)
                 self._attempt(self._show)
+                if self._asked.is_set():
+                    self._attempt(functools.partial(self._say, "KILLED"))
                 continue
             if isinstance(item, _Shown):
                 self._shown.append(item)
@@ -306,6 +313,9 @@ class Tracker:
     def _end(self, status: Status) -> None:
         if self._monitor is not None:
             self._monitor.finish()
+        self._say(status)
+
+    def _say(self, status: Status) -> None:
         self._client.set_terminated(self._run["run_id"], status)
 
     def _show(self) -> None:

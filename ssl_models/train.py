@@ -86,7 +86,7 @@ def main() -> int:
 def run(job: Job, world: World, signals: Signals) -> None:
     """Train, or go on training, and write the output. JobError is one sentence; Stopped leaves a checkpoint."""
     began = time.monotonic()
-    tracker = Tracker(job, job.checkpoints / RUN) if world.rank == 0 else None
+    tracker = Tracker(job, job.checkpoints / RUN, signals.asked) if world.rank == 0 else None
     status: Status = "FAILED"
     try:
         objective, encoding, shards = opened(job)
@@ -231,6 +231,7 @@ def prepared_learner(job: Job, world: World, objective: Objective, training: Spl
         # Byte-identical reruns; uninitialised memory need not be filled, as nothing here reads it.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+    torch.backends.cudnn.benchmark = True  # shapes never change
     torch.set_float32_matmul_precision("high" if gpu else "highest")
     automatic = gpu and torch.cuda.is_bf16_supported()
     bfloat16 = automatic if compute.precision == "auto" else compute.precision == "bfloat16"

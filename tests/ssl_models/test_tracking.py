@@ -1,5 +1,6 @@
 import json
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -64,6 +65,7 @@ def test_a_run_has_parameters_tags_data_metrics_and_examples_and_is_finished(tmp
 
 class AskedAt:
     checkpoint = False
+    asked = threading.Event()
 
     def __init__(self, step: int) -> None:
         self._looks = -1
@@ -73,6 +75,28 @@ class AskedAt:
     def stop(self) -> int | None:
         self._looks += 1
         return 15 if self._looks == self._step else None
+
+
+def test_a_run_is_marked_killed_while_its_last_step_goes_on_and_finished_if_that_was_the_last(
+    tmp_path: Path, store: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SECONDS", 0.05)
+    subject, asked = job(tmp_path / "slow", store), threading.Event()
+    memory = subject.checkpoints / "run.json"
+    tracker = Tracker(subject, memory, asked)
+    asked.set()
+
+    def status() -> str | None:
+        if not memory.exists():
+            return None
+        return str(client(store).get_run(json.loads(memory.read_text())["run_id"]).info.status)
+
+    deadline = time.monotonic() + 30
+    while status() != "KILLED":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    tracker.finish("FINISHED")
+    assert status() == "FINISHED"
 
 
 def test_a_resumed_job_continues_its_run_and_repeats_no_step(tmp_path: Path, store: Tracking) -> None:

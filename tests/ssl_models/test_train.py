@@ -4,6 +4,7 @@ import math
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,7 +48,7 @@ class Asked:
     """In place of `Signals`: a stop that is asked for during step `stop_at`."""
 
     def __init__(self, stop_at: int | None = None) -> None:
-        self.checkpoint = False
+        self.checkpoint, self.asked = False, threading.Event()
         self._looks, self._stop_at = 0, stop_at
 
     @property
