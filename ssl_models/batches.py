@@ -1,4 +1,5 @@
-"""The rows of each step, fetched one step ahead by a thread so that the device never waits for the disk."""
+"""The rows of each step and their keys, made ready one step ahead by a thread so that the device never waits for the
+disk."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ssl_models import keyed
 from ssl_models.config import Train
 from ssl_models.objectives import Rows
 from ssl_models.parallel import World
@@ -27,23 +29,23 @@ class Batches:
         self._next: tuple[int, Future[tuple[Rows, Tensor]]] | None = None
 
     def take(self, step: int) -> tuple[Rows, Tensor]:
-        """Rows of `step` on the device and their numbers int64 `[rows]`; starts to fetch those of the step after."""
+        """Rows of `step` and their keys, int64 `[rows]`, on the device; starts to fetch those of the step after."""
         ahead = (
             self._next[1] if self._next is not None and self._next[0] == step else self._pool.submit(self.read, step)
         )
         self._next = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < self._train.steps else None
-        rows, numbers = ahead.result()
-        return on(self._world, rows), numbers.to(self._world.device, non_blocking=True)
+        rows, keys = ahead.result()
+        return on(self._world, rows), keys.to(self._world.device, non_blocking=True)
 
     def close(self) -> None:
         """End the thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def read(self, step: int) -> tuple[Rows, Tensor]:
-        """Rows of `step` and their numbers, in memory that a GPU can copy from by itself."""
+        """Rows of `step` and their keys, in memory that a GPU can copy from by itself."""
         train = self._train
         numbers = batch_indices(train.seed, step, train.batch, len(self._split))[self._world.slice(train.batch)]
-        rows, index = self._split.rows(numbers), torch.from_numpy(numbers)
+        rows, keys = self._split.rows(numbers), keyed.keys(train.seed, step, torch.from_numpy(numbers))
         if self._world.device.type == "cuda":
-            return {name: value.pin_memory() for name, value in rows.items()}, index.pin_memory()
-        return rows, index
+            return {name: value.pin_memory() for name, value in rows.items()}, keys.pin_memory()
+        return rows, keys

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_models import artifact, checkpoint, compiler, keyed
+from ssl_models import artifact, checkpoint, compiler
 from ssl_models.batches import Batches, on
 from ssl_models.encoding import Encoding
 from ssl_models.evaluation import Evaluation
@@ -176,8 +176,7 @@ def train(
     try:
         while state.step < settings.steps:
             step, started = state.step, time.perf_counter()
-            rows, numbers = batches.take(step)
-            batch = learner.prepare(rows, keyed.keys(settings.seed, step, numbers))
+            batch = learner.prepare(*batches.take(step))
             count = world.sum(objective.count(batch).double())
             totals = learner.gradient(step, batch, count, settings.batch)
             length = clip(objective, settings.clip)
@@ -238,8 +237,8 @@ def prepared_learner(job: Job, world: World, objective: Objective, training: Spl
     learner = Learner(objective, world, job.model.train, bfloat16, compiled(compute, world))
     if compute.micro_batch == "auto":
         settings = job.model.train
-        rows, numbers = Batches(training, settings, world).read(0)
-        batch = learner.prepare(on(world, rows), keyed.keys(settings.seed, 0, numbers.to(world.device)))
+        rows, keys = Batches(training, settings, world).read(0)
+        batch = learner.prepare(on(world, rows), keys.to(world.device))
         learner.micro_batch = learner.fit(batch, settings.batch)
     else:
         learner.micro_batch = compute.micro_batch

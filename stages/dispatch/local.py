@@ -181,7 +181,6 @@ def submit(job: Path, compute: Compute) -> Running:
     processes, threads, on_gpu = plan(compute.local, len(available))
     held = lease(available, processes) if on_gpu else Lease()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve their neighbours on a shared machine
     if on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(held.gpus)
     try:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_models import codebook, keyed
+from ssl_models import codebook
 from ssl_models.batches import Batches
 from ssl_models.config import Train
 from ssl_models.encoding import Encoding
@@ -177,8 +177,7 @@ def test_a_model_learns_from_pictures_kept_as_jpeg(tmp_path: Path, run_stages: R
     optimizer = torch.optim.Adam(learner.parameters(), 3e-3)
     losses = []
     for step in range(settings.steps):
-        rows, numbers = batches.take(step)
-        batch = learner.prepare(rows, keyed.keys(0, step, numbers))
+        batch = learner.prepare(*batches.take(step))
         loss = learner(batch).loss / learner.count(batch)
         loss.backward()
         optimizer.step()
