@@ -9,8 +9,9 @@ held out. First, tokens a second at the same architecture: in each round every p
 process of its own, and a ratio is taken within the round; the median over the rounds is reported. Ours is
 `ssl_models.train`'s own loop. Then, on a CPU, the time to nanoGPT's final validation loss at its CPU recipe with a
 recipe of our own of no more parameters. On a GPU both train GPT-2 124M, and model FLOP/s utilisation is reported
-instead. Every ratio is given of seconds and of processor seconds: the latter hold on a shared machine, too. Results:
-benchmarks/results/train_text-DEVICE.json.
+instead. Every ratio is given of seconds and of processor seconds: the latter hold on a shared machine, too. Threads of
+all programs wait alike: asleep, or with `--spin 1000` awake for some microseconds, as in our own runs. Results:
+benchmarks/results/train_text-DEVICE[-spinCOUNT].json.
 """
 
 from __future__ import annotations
@@ -46,8 +47,6 @@ PEAK = 989e12
 """Dense bfloat16 FLOP/s of an H100 SXM."""
 DIRTY = 10
 """Steps at the start of a run that are not timed; on a GPU the compiler works in them."""
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""How the threads of every program wait: as `ssl_models` sets it, which makes the peers quicker, too."""
 LIMIT = 1800
 """Seconds that one program may take."""
 
@@ -230,7 +229,7 @@ def prepare_peers(scratch: Path, corpus: str) -> int:
 
 def run(command: list[str], cwd: Path) -> str:
     """What a program printed; its errors are shown where it fails."""
-    environment = {**os.environ, **WAITING, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
     if done.returncode:
@@ -368,7 +367,11 @@ def main() -> None:
     parser.add_argument("--device", choices=sorted(SHAPES), default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="of each run of a round")
+    parser.add_argument(
+        "--spin", type=int, default=0, help="rounds for which a waiting thread stays awake (default: 0)"
+    )
     given = parser.parse_args()
+    os.environ["GOMP_SPINCOUNT"] = str(given.spin)  # of every program: ours would set its own, see ssl_models
     peers = dict(peer.partition("=")[::2] for peer in given.peers.split(","))
     if unknown := set(peers) - set(PEERS):
         parser.error(f"--peers: there is no {sorted(unknown)[0]!r} (there are: {', '.join(PEERS)})")
@@ -390,11 +393,12 @@ def main() -> None:
             "load_before": os.getloadavg()[0],
             "shape": vars(shape),
             "rounds": given.rounds,
+            "spin": given.spin,
             "tokens_per_second": speed,
             "time_to_nanogpt_loss": time_to_loss(scratch, shape) if recipe else "needs --device cpu and nanogpt",
         }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"train_text-{given.device}.json"
+    path = RESULTS / f"train_text-{given.device}{f'-spin{given.spin}' if given.spin else ''}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(path.read_text())
 
