@@ -13,6 +13,8 @@ run: $(VENV)/installed ## the whole pipeline, then the table of results
 	dvc repro
 	dvc metrics show --json data/linear-probe/*/metrics.json | python -m stages.results
 
+# Tests share the cores: threads that wait must sleep.
+test: export GOMP_SPINCOUNT ?= 0
 test: $(VENV)/installed ## linters, types, then the tests: the quick ones first
 	ruff check
 	ruff format --check

@@ -21,7 +21,15 @@ settings.load_profile("shared machine")
 NO_SKIPS = "PRETEXT_NO_SKIPS"
 """Set by `.ci/run`, which installs what tests need: a test or a file of tests that is skipped all the same fails."""
 
+LONGEST = ("tests/test_docs.py", "tests/test_kill.py")
+"""Files that a worker is busy with for minutes: they come first, so that in the end nobody waits for them."""
+
 MakeShards = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def _refused(report: pytest.TestReport | pytest.CollectReport) -> None:
