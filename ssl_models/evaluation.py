@@ -15,6 +15,7 @@ from ssl_models.gradient import EVALUATION_STEP, Learner, Means, Totals
 from ssl_models.manifest import PROBE_COLUMNS
 from ssl_models.objectives import Examples, Rows
 from ssl_models.shards import Shards, Split
+from ssl_models.side_by_side import side_by_side
 
 WATCHED = 256
 """Rows whose features are watched during training: enough to see a trend, cheap enough to see it often."""
@@ -49,19 +50,21 @@ class Evaluation:
             learner.evaluate(learner.prepare(held, keys) if len(index) else {}, rows, totals)
         return totals.means(world)
 
-    @torch.no_grad()
     def watch(self) -> dict[str, float]:
         """`rank_me` of the first kind of features, and `knn_accuracy` where the corpus has labels."""
         from ssl_models import statistics
 
-        step = max(1, min(self._learner.micro_batch, WATCHED))
-        parts = []
-        for start in range(0, len(next(iter(self._watched.values()))), step):
-            rows = on(self._learner.world, {name: value[start : start + step] for name, value in self._watched.items()})
-            with self._learner.autocast():
-                named = self._learner.objective.features(rows)
-            parts.append(named[next(iter(named))].float().cpu())
-        features = torch.cat(parts)
+        learner = self._learner
+        step = max(1, min(learner.micro_batch, WATCHED))
+
+        def first_features(start: int) -> Tensor:
+            rows = on(learner.world, {name: value[start : start + step] for name, value in self._watched.items()})
+            with torch.no_grad(), learner.autocast():
+                named = learner.objective.features(rows)
+            return named[next(iter(named))].float().cpu()
+
+        starts = range(0, len(next(iter(self._watched.values()))), step)
+        features = torch.cat(side_by_side(first_features, starts, learner.sides))
         found = {"rank_me": statistics.rank_me(features)}
         if self._labels is not None:
             found["knn_accuracy"] = statistics.knn_accuracy(features, self._labels)

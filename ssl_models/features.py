@@ -7,6 +7,7 @@ same before and after. One file per named feature in a folder that the caller de
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ from tqdm import tqdm
 from ssl_models.logistic import Matrix
 from ssl_models.manifest import PROBE_COLUMNS
 from ssl_models.objectives import Objective, Rows
+from ssl_models.side_by_side import side_by_side, sides
 
 Indices = npt.NDArray[np.int64]
 Read = Callable[[Indices], Rows]
 """Rows at these indices, on the CPU: `ssl_models.shards.Split.rows`."""
 
-BATCH = {"cpu": 64}
+BATCH = {"cpu": 32}
 BATCH_ON_DEVICE = 256
 LARGEST_RAW = 4096
 """Pixels are averaged over squares until a row has at most as many values: the raw baseline stays affordable."""
@@ -95,12 +97,21 @@ def extract(objective: Objective, source: Source, folder: Path) -> dict[str, Mat
     """All named features of the source's rows, each a memory-mapped float32 `[rows, width]` in `folder`, by name in the
     objective's order. The objective stays on its device."""
     found: dict[str, npt.NDArray[np.float32]] = {}
+
+    def features(read: tuple[Indices, Rows]) -> tuple[Indices, dict[str, Tensor]]:
+        at, batch = read
+        with torch.inference_mode():
+            return at, objective.features(batch)
+
+    together = sides(next(objective.parameters()).device)
     with frozen(objective):
-        for at, batch in source.batches(objective):
-            for name, values in objective.features(batch).items():
-                if name not in found:
-                    found[name] = _store(folder / f"{len(found):03d}.npy", len(source.rows), values)
-                found[name][at] = values.float().cpu().numpy()
+        batches = source.batches(objective)
+        while some := list(itertools.islice(batches, together)):
+            for at, named in side_by_side(features, some):
+                for name, values in named.items():
+                    if name not in found:
+                        found[name] = _store(folder / f"{len(found):03d}.npy", len(source.rows), values)
+                    found[name][at] = values.float().cpu().numpy()
     return found
 
 

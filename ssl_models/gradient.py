@@ -5,15 +5,20 @@ once. An objective that couples the whole batch (NT-Xent, CLIP) takes two passes
 2101.06983): embed every micro-batch without a graph, gather all embeddings, take the loss's gradient with respect to
 them, then embed again and push that gradient through. Every process computes the full loss, so no gradient needs to be
 gathered.
+
+On a CPU two micro-batches are computed side by side where their order cannot matter, and their gradients are added in
+order.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, autograd
@@ -21,7 +26,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ssl_models.config import Train
 from ssl_models.objectives import Batch, Objective, Outcome, Rows
-from ssl_models.parallel import World
+from ssl_models.parallel import World, has_batch_norm
+from ssl_models.side_by_side import side_by_side, sides
 
 ACTIVATIONS = 2 * 2**30
 """Bytes that a micro-batch's saved activations may take on the CPU, unless that is over an eighth of the memory."""
@@ -39,6 +45,11 @@ class Means:
     loss: float
     metrics: dict[str, float]
     flags: tuple[bool, ...] = ()
+
+
+Result = TypeVar("Result")
+Rooted = tuple[Result, Tensor, Tensor | None]
+"""A result, a tensor, and the loss's gradient with respect to that; None: the tensor is the loss."""
 
 
 class Totals:
@@ -81,7 +92,12 @@ class Learner:
         self._bfloat16 = bfloat16
         self._forward: Callable[[Batch], Outcome] = torch.compile(objective.forward) if compiled else objective
         self._embed: Callable[[Batch], Tensor] = torch.compile(objective.embed) if compiled else objective.embed
+        self._compiled = compiled
+        self._parameters = [p for p in objective.parameters() if p.requires_grad]
         self.micro_batch = train.batch
+        """Rows computed at once."""
+        self.sides = 1
+        """Micro-batches that they are cut into."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """bfloat16 where it is wanted."""
@@ -98,7 +114,7 @@ class Learner:
         most = math.ceil(
             rows / self.world.size
         )  # every process makes as many, as batch normalisation exchanges in each
-        pieces = math.ceil(most / self.micro_batch)
+        pieces = math.ceil(most / self.micro_batch) * min(self.sides, self.micro_batch)
         edges = [(end - start) * piece // pieces for piece in range(pieces + 1)]
         return [
             (start + a, {name: value[a:b] for name, value in batch.items()})
@@ -116,23 +132,63 @@ class Learner:
         if self.objective.whole_batch:
             self._coupled(step, batch, totals, rows)
         else:
-            for first, micro in self.micro_batches(batch, rows):
+            micros = self.micro_batches(batch, rows)
+
+            def loss(number: int) -> tuple[Outcome, Tensor, None]:
+                first, micro = micros[number]
                 self._seed(step, first)
                 with self.autocast():
                     outcome = self._forward(micro)
-                autograd.backward(outcome.loss / count.clamp_min(1))
+                return Outcome(outcome.loss.detach(), outcome.sums), outcome.loss / count.clamp_min(1), None
+
+            for outcome in self._backward(loss, len(micros)):
                 totals.add(outcome)
         self.world.sum_gradients(self.objective.parameters())
         return totals
 
+    def _backward(self, work: Callable[[int], Rooted[Result]], count: int) -> list[Result]:
+        """Add the gradients of what `work` makes of each number below `count` to the parameters' `grad`; the results,
+        in order."""
+        if self.sides == 1:
+            results = []
+            for number in range(count):
+                result, value, upstream = work(number)
+                if value.requires_grad:
+                    autograd.backward(value, upstream)
+                results.append(result)
+            return results
+        dealt = [range(first, count, self.sides) for first in range(min(self.sides, count))]
+        found = side_by_side(functools.partial(self._side, work), dealt)
+        for parameter, *gradients in zip(self._parameters, *(gradients for _, gradients in found), strict=True):
+            parameter.grad = summed(parameter, [parameter.grad, *gradients])
+        return [found[number % len(found)][0][number // len(found)] for number in range(count)]
+
+    def _side(
+        self, work: Callable[[int], Rooted[Result]], numbers: range
+    ) -> tuple[list[Result], Sequence[Tensor | None]]:
+        """The results of `numbers`, and the sum of their gradients by parameter."""
+        results: list[Result] = []
+        total: Sequence[Tensor | None] | None = None
+        for number in numbers:
+            result, value, upstream = work(number)
+            results.append(result)
+            if value.requires_grad:
+                found = autograd.grad(value, self._parameters, upstream, allow_unused=True)
+                total = found if total is None else list(map(summed, self._parameters, zip(total, found, strict=True)))
+        return results, [None] * len(self._parameters) if total is None else total
+
     def _coupled(self, step: int, batch: Batch, totals: Totals, rows: int) -> None:
         micros = self.micro_batches(batch, rows)
-        once = len(micros) == 1
-        embedded = []
-        with kept_buffers(self.objective, keep=not once), torch.set_grad_enabled(once), self.autocast():
-            for first, micro in micros:
-                self._seed(step, first)
-                embedded.append(self._embed(micro))
+        once = len(micros) <= self.sides
+
+        def embed(micro: tuple[int, Batch], graph: bool) -> Tensor:
+            first, part = micro
+            self._seed(step, first)
+            with torch.set_grad_enabled(graph), self.autocast():
+                return self._embed(part)
+
+        with kept_buffers(self.objective, keep=not once):
+            embedded = side_by_side(functools.partial(embed, graph=once), micros, self.sides)
         everyone = self.world.gather(torch.cat([part.detach().float() for part in embedded]), rows).requires_grad_()
         outcome = self.objective.couple(everyone)
         # Every process computes this loss: parameters of `couple` get 1/size of its gradient from each.
@@ -141,14 +197,13 @@ class Learner:
         if everyone.grad is None:
             return
         upstream = everyone.grad * self.world.size
-        for number, (first, micro) in enumerate(micros):
-            if not once:
-                self._seed(step, first)
-                with self.autocast():
-                    embedded[number] = self._embed(micro)
-            part = embedded[number]
-            if part.requires_grad:
-                autograd.backward(part, upstream[first : first + len(part)].to(part.dtype))
+
+        def again(number: int) -> tuple[None, Tensor, Tensor]:
+            first = micros[number][0]
+            part = embedded[number] if once else embed(micros[number], graph=True)
+            return None, part, upstream[first : first + len(part)].to(part.dtype)
+
+        self._backward(again, len(micros))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, rows: int, totals: Totals) -> None:
@@ -157,17 +212,35 @@ class Learner:
         count = self.objective.count(batch).double() if micros else torch.zeros_like(totals.count)
         totals.count += self.world.sum(count)
         if self.objective.whole_batch:
-            with self.autocast():
-                embedded = torch.cat([self._embed(micro).float() for _, micro in micros])
+            embedded = torch.cat([part.float() for part in self._inferred(self._embed, micros)])
             totals.add(self.objective.couple(self.world.gather(embedded, rows)), 1 / self.world.size)
             return
-        for _, micro in micros:
-            with self.autocast():
-                totals.add(self._forward(micro))
+        for outcome in self._inferred(self._forward, micros):
+            totals.add(outcome)
+
+    def _inferred(self, function: Callable[[Batch], Result], micros: list[tuple[int, Batch]]) -> list[Result]:
+        def one(micro: tuple[int, Batch]) -> Result:
+            with torch.no_grad(), self.autocast():
+                return function(micro[1])
+
+        return side_by_side(one, micros, self.sides)
 
     def _seed(self, step: int, row: int) -> None:
         """Dropout and the like: torch's own generators depend on (seed, step, first row) and on nothing before."""
         torch.manual_seed(((self.train.seed * 1_000_003 + step) * 1_000_003 + row) & (2**63 - 1))
+
+    def pair(self, batch: Batch) -> None:
+        """Compute two micro-batches at once from now on, if this is a CPU with several threads, and a forward pass of
+        `batch` neither draws random numbers nor changes a buffer, so that order is nothing to it."""
+        together = sides(self.world.device)
+        if together == 1 or self._compiled or has_batch_norm(self.objective):
+            return
+        self._seed(0, 0)
+        before = [torch.get_rng_state(), *(buffer.clone() for buffer in self.objective.buffers())]
+        with kept_buffers(self.objective), torch.no_grad():
+            self._trial({name: value[:2] for name, value in batch.items()})
+            after = [torch.get_rng_state(), *self.objective.buffers()]
+            self.sides = together if all(map(torch.equal, before, after)) else 1
 
     def fit(self, batch: Batch, rows: int) -> int:
         """The largest micro-batch whose activations fit, at most this process's slice. Leaves nothing behind."""
@@ -231,6 +304,20 @@ class Learner:
                 return self.objective.embed(batch).float().sum()
             outcome: Outcome = self.objective(batch)
             return outcome.loss
+
+
+def summed(parameter: Tensor, gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of gradients of `parameter`, a new tensor laid out like it; None where all are None."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    if not found:
+        return None
+    total = torch.empty_like(parameter)
+    if len(found) == 1:
+        return total.copy_(found[0])
+    torch.add(found[0], found[1], out=total)
+    for gradient in found[2:]:
+        total.add_(gradient)
+    return total
 
 
 @contextmanager

@@ -7,6 +7,7 @@ norms, convolutions - to AdamW. Schedules hold no state, so a resumed run needs 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_models.config import Train
+from ssl_models.side_by_side import side_by_side, sides
 
 SMALL = 2**17
 """Values of a tensor that one thread of a CPU updates before all of them are awake."""
@@ -70,13 +72,15 @@ class Muon(torch.optim.Muon):
         """Update the parameters that have a gradient."""
         for group in self.param_groups:
             used = [p for p in group["params"] if p.grad is not None]
+            together = []
             for shape in dict.fromkeys(p.shape for p in used):
                 alike = [p for p in used if p.shape == shape]
                 count = max(1, TOGETHER // shape.numel())
-                for first in range(0, len(alike), count):
-                    self._update(alike[first : first + count], group)
+                together += [alike[first : first + count] for first in range(0, len(alike), count)]
+            if together:
+                side_by_side(functools.partial(self._update, group), together, sides(used[0].device))
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         rows, columns = parameters[0].shape
         momentum, rate = group["momentum"], group["lr"] * math.sqrt(max(1.0, rows / columns))
         values: list[Tensor] = [p.data for p in parameters]

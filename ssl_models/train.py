@@ -235,16 +235,14 @@ def prepared_learner(job: Job, world: World, objective: Objective, training: Spl
     automatic = gpu and torch.cuda.is_bf16_supported()
     bfloat16 = automatic if compute.precision == "auto" else compute.precision == "bfloat16"
     learner = Learner(objective, world, job.model.train, bfloat16, compiled(compute, world))
-    if compute.micro_batch == "auto":
-        settings = job.model.train
-        rows, keys = Batches(training, settings, world).read(0)
-        batch = learner.prepare(on(world, rows), keys.to(world.device))
-        learner.micro_batch = learner.fit(batch, settings.batch)
-    else:
-        learner.micro_batch = compute.micro_batch
-    if has_batch_norm(objective) and job.model.train.batch % world.size:
+    settings = job.model.train
+    rows, keys = Batches(training, settings, world).read(0)
+    batch = learner.prepare(on(world, rows), keys.to(world.device))
+    learner.micro_batch = learner.fit(batch, settings.batch) if compute.micro_batch == "auto" else compute.micro_batch
+    learner.pair(batch)
+    if has_batch_norm(objective) and settings.batch % world.size:
         raise JobError(
-            f"models.{job.name}.train.batch: with batch normalisation {job.model.train.batch} rows must divide evenly "
+            f"models.{job.name}.train.batch: with batch normalisation {settings.batch} rows must divide evenly "
             f"among {world.size} processes"
         )
     synchronise(objective, world)

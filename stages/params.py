@@ -128,7 +128,7 @@ class Compute(Strict):
     )
     launcher: str = Field(default="local", description="a module of stages/dispatch")
     local: Local = Local()
-    micro_batch: int | Literal["auto"] = Field(default="auto", description="rows per forward pass and process")
+    micro_batch: int | Literal["auto"] = Field(default="auto", description="rows that a process computes at once")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 on GPUs that have it"
     )

@@ -94,7 +94,7 @@ def _rows(case: Case, shards: Path, numbers: Tensor) -> Rows:
     return {"pixels": pictures.pixels(CORPUS)[numbers], "tokens": tokens[numbers]}
 
 
-def gradients(name: str, shards: Path, world: World, micro_batch: int) -> dict[str, Tensor]:
+def gradients(name: str, shards: Path, world: World, micro_batch: int, sides: int = 1) -> dict[str, Tensor]:
     """The gradient of every parameter, the loss, the buffers after the step, and the validation loss."""
     case = CASES[name]
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def gradients(name: str, shards: Path, world: World, micro_batch: int) -> dict[s
         parameter.data += 0.1 * torch.randn_like(parameter)
     synchronise(objective, world)
     learner = Learner(objective, world, model.train, bfloat16=False, compiled=False)
-    learner.micro_batch = micro_batch
+    learner.micro_batch, learner.sides = micro_batch, sides
     numbers = torch.from_numpy(np.ascontiguousarray(batch_indices(0, 3, case.rows, corpus)[world.slice(case.rows)]))
     rows = _rows(case, shards, numbers)
 
