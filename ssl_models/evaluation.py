@@ -15,7 +15,7 @@ from ssl_models.gradient import EVALUATION_STEP, Learner, Means, Totals
 from ssl_models.manifest import PROBE_COLUMNS
 from ssl_models.objectives import Examples, Rows
 from ssl_models.shards import Shards, Split
-from ssl_models.side_by_side import side_by_side
+from ssl_models.threads import side_by_side
 
 WATCHED = 256
 """Rows whose features are watched during training: enough to see a trend, cheap enough to see it often."""

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ssl_models.logistic import Matrix
 from ssl_models.manifest import PROBE_COLUMNS
 from ssl_models.objectives import Objective, Rows
-from ssl_models.side_by_side import side_by_side, sides
+from ssl_models.threads import side_by_side, sides
 
 Indices = npt.NDArray[np.int64]
 Read = Callable[[Indices], Rows]

@@ -27,7 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ssl_models.config import Train
 from ssl_models.objectives import Batch, Objective, Outcome, Rows
 from ssl_models.parallel import World, has_batch_norm
-from ssl_models.side_by_side import side_by_side, sides
+from ssl_models.threads import side_by_side, sides
 
 ACTIVATIONS = 2 * 2**30
 """Bytes that a micro-batch's saved activations may take on the CPU, unless that is over an eighth of the memory."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_models.config import Train
-from ssl_models.side_by_side import side_by_side, sides
+from ssl_models.threads import limited, side_by_side, sides
 
 SMALL = 2**17
 """Values of a tensor that one thread of a CPU updates before all of them are awake."""
@@ -101,10 +101,8 @@ class OneThreadAdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the parameters that have a gradient."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        super().step()
-        torch.set_num_threads(threads)
+        with limited(1):
+            super().step()
 
 
 def decaying(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from ssl_models.side_by_side import SIDES, side_by_side, sides
+from ssl_models.threads import SIDES, limited, side_by_side, sides
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -21,9 +21,15 @@ def test_parts_are_done_at_the_same_time_and_come_back_in_order() -> None:
 def test_each_side_has_its_share_of_the_threads_and_the_caller_keeps_its_own() -> None:
     assert side_by_side(lambda _: torch.get_num_threads(), [0, 1]) == [1, 1]
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)  # as an optimizer of small tensors does: nothing to the others
-    torch.set_num_threads(2)
-    assert side_by_side(lambda _: torch.get_num_threads(), [0, 1]) == [1, 1]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_limit_is_of_this_thread_and_ends() -> None:
+    before = side_by_side(lambda _: torch.get_num_threads(), [0, 1])
+    with limited(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    assert side_by_side(lambda _: torch.get_num_threads(), [0, 1]) == before
 
 
 @pytest.mark.parametrize(("parts", "count"), [([1, 2, 3], 1), ([1], SIDES), ([], SIDES)])

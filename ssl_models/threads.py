@@ -1,8 +1,12 @@
-"""Two parts of a CPU's work side by side, each in a Python thread with half of torch's threads.
+"""How the threads of a CPU share the work.
 
 The operations of a small model take less time than the threads that share one take to wake, and to wait for the last
-of them. Two halves of a batch wait for each other once, at their end. Always two, however many the cores: each thread
-more would want Python's lock as often, for less work.
+of them. So two parts of the work, such as halves of a batch, are done side by side, each in a Python thread with half
+of torch's threads: they wait for each other once, at their end. Always two, however many the cores: each more would
+want Python's lock as often, for less work.
+
+Threads are limited through OpenMP, per thread. `torch.set_num_threads` also tells MKL, for the whole process and for
+good, to split even the smallest product.
 """
 
 from __future__ import annotations
@@ -11,14 +15,28 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 SIDES = 2
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    """What torch's threads come from; finding it takes milliseconds."""
+    return ThreadpoolController().select(user_api="openmp")
+
+
+def limited(threads: int) -> AbstractContextManager[object]:
+    """Within, at most `threads` threads share an operation of this one."""
+    limiter: AbstractContextManager[object] = _openmp().limit(limits=threads)
+    return limiter
 
 
 def sides(device: torch.device) -> int:
@@ -40,13 +58,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     started = threading.Barrier(SIDES + 1)
 
     def start() -> None:
-        torch.get_num_threads()  # a thread's first question sets its number to what was last set anywhere
-        torch.set_num_threads(-(-threads // SIDES))
+        torch.get_num_threads()  # a thread's first question to torch would undo the limit
+        limited(-(-threads // SIDES)).__enter__()  # for as long as the thread lives
         started.wait()
 
     pool = ThreadPoolExecutor(SIDES, "side")
     for _ in range(SIDES):
         pool.submit(start)
     started.wait()
-    torch.set_num_threads(threads)  # here too, for MKL's number is not a thread's own
     return pool
