@@ -55,7 +55,7 @@ class Evaluation:
         from ssl_models import statistics
 
         learner = self._learner
-        step = max(1, min(learner.micro_batch, WATCHED))
+        step = min(learner.micro_batch // learner.sides, WATCHED)
 
         def first_features(start: int) -> Tensor:
             rows = on(learner.world, {name: value[start : start + step] for name, value in self._watched.items()})

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ssl_models.logistic import Matrix
 from ssl_models.manifest import PROBE_COLUMNS
 from ssl_models.objectives import Objective, Rows
-from ssl_models.threads import side_by_side, sides
+from ssl_models.threads import leaves_no_trace, side_by_side, sides
 
 Indices = npt.NDArray[np.int64]
 Read = Callable[[Indices], Rows]
@@ -103,15 +103,19 @@ def extract(objective: Objective, source: Source, folder: Path) -> dict[str, Mat
         with torch.inference_mode():
             return at, objective.features(batch)
 
-    together = sides(next(objective.parameters()).device)
+    def keep(some: list[tuple[Indices, Rows]]) -> None:
+        for at, named in side_by_side(features, some):
+            for name, values in named.items():
+                if name not in found:
+                    found[name] = _store(folder / f"{len(found):03d}.npy", len(source.rows), values)
+                found[name][at] = values.float().cpu().numpy()
+
     with frozen(objective):
         batches = source.batches(objective)
+        alone = not leaves_no_trace(objective, lambda: keep(list(itertools.islice(batches, 1))))
+        together = 1 if alone else sides(next(objective.parameters()).device)
         while some := list(itertools.islice(batches, together)):
-            for at, named in side_by_side(features, some):
-                for name, values in named.items():
-                    if name not in found:
-                        found[name] = _store(folder / f"{len(found):03d}.npy", len(source.rows), values)
-                    found[name][at] = values.float().cpu().numpy()
+            keep(some)
     return found
 
 

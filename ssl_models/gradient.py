@@ -27,7 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ssl_models.config import Train
 from ssl_models.objectives import Batch, Objective, Outcome, Rows
 from ssl_models.parallel import World, has_batch_norm
-from ssl_models.threads import side_by_side, sides
+from ssl_models.threads import leaves_no_trace, side_by_side, sides
 
 ACTIVATIONS = 2 * 2**30
 """Bytes that a micro-batch's saved activations may take on the CPU, unless that is over an eighth of the memory."""
@@ -97,11 +97,13 @@ class Learner:
         self.micro_batch = train.batch
         """Rows computed at once."""
         self.sides = 1
-        """Micro-batches that they are cut into."""
+        """Micro-batches that these are cut into: at most `micro_batch`."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bfloat16 where it is wanted."""
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bfloat16)
+        """bfloat16 where it is wanted. Casts of weights are kept for all threads, until the first of them is done: two
+        do without."""
+        alone = self.sides == 1
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=alone)
 
     @torch.no_grad()
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
@@ -114,7 +116,8 @@ class Learner:
         most = math.ceil(
             rows / self.world.size
         )  # every process makes as many, as batch normalisation exchanges in each
-        pieces = math.ceil(most / self.micro_batch) * min(self.sides, self.micro_batch)
+        together = self.micro_batch if most <= self.micro_batch else self.micro_batch // self.sides * self.sides
+        pieces = math.ceil(most / together) * self.sides
         edges = [(end - start) * piece // pieces for piece in range(pieces + 1)]
         return [
             (start + a, {name: value[a:b] for name, value in batch.items()})
@@ -153,29 +156,29 @@ class Learner:
             results = []
             for number in range(count):
                 result, value, upstream = work(number)
-                if value.requires_grad:
+                if upstream is None or value.requires_grad:
                     autograd.backward(value, upstream)
                 results.append(result)
             return results
         dealt = [range(first, count, self.sides) for first in range(min(self.sides, count))]
         found = side_by_side(functools.partial(self._side, work), dealt)
-        for parameter, *gradients in zip(self._parameters, *(gradients for _, gradients in found), strict=True):
-            parameter.grad = summed(parameter, [parameter.grad, *gradients])
+        for parameter in reversed(self._parameters):
+            parameter.grad = summed(parameter, [parameter.grad, *(gradients.pop() for _, gradients in found)])
         return [found[number % len(found)][0][number // len(found)] for number in range(count)]
 
-    def _side(
-        self, work: Callable[[int], Rooted[Result]], numbers: range
-    ) -> tuple[list[Result], Sequence[Tensor | None]]:
+    def _side(self, work: Callable[[int], Rooted[Result]], numbers: range) -> tuple[list[Result], list[Tensor | None]]:
         """The results of `numbers`, and the sum of their gradients by parameter."""
         results: list[Result] = []
-        total: Sequence[Tensor | None] | None = None
+        total: list[Tensor | None] = []
         for number in numbers:
             result, value, upstream = work(number)
             results.append(result)
-            if value.requires_grad:
-                found = autograd.grad(value, self._parameters, upstream, allow_unused=True)
-                total = found if total is None else list(map(summed, self._parameters, zip(total, found, strict=True)))
-        return results, [None] * len(self._parameters) if total is None else total
+            if upstream is None or value.requires_grad:
+                found: list[Tensor | None] = list(autograd.grad(value, self._parameters, upstream, allow_unused=True))
+                if total:  # each is freed once it is added
+                    found = [summed(p, [total.pop(), found.pop()]) for p in reversed(self._parameters)][::-1]
+                total = found
+        return results, total or [None] * len(self._parameters)
 
     def _coupled(self, step: int, batch: Batch, totals: Totals, rows: int) -> None:
         micros = self.micro_batches(batch, rows)
@@ -231,16 +234,17 @@ class Learner:
 
     def pair(self, batch: Batch) -> None:
         """Compute two micro-batches at once from now on, if this is a CPU with several threads, and a forward pass of
-        `batch` neither draws random numbers nor changes a buffer, so that order is nothing to it."""
+        `batch` neither leaves a trace in the objective nor changes what it is given, so that order is nothing to it."""
         together = sides(self.world.device)
         if together == 1 or self._compiled or has_batch_norm(self.objective):
             return
+        two = {name: value[:2] for name, value in batch.items()}
+        versions = [value._version for value in two.values()]
         self._seed(0, 0)
-        before = [torch.get_rng_state(), *(buffer.clone() for buffer in self.objective.buffers())]
-        with kept_buffers(self.objective), torch.no_grad():
-            self._trial({name: value[:2] for name, value in batch.items()})
-            after = [torch.get_rng_state(), *self.objective.buffers()]
-            self.sides = together if all(map(torch.equal, before, after)) else 1
+        with kept_buffers(self.objective):
+            alike = leaves_no_trace(self.objective, lambda: self._trial(two))
+        if alike and versions == [value._version for value in two.values()]:
+            self.sides = min(together, self.micro_batch)
 
     def fit(self, batch: Batch, rows: int) -> int:
         """The largest micro-batch whose activations fit, at most this process's slice. Leaves nothing behind."""
@@ -323,7 +327,7 @@ def summed(parameter: Tensor, gradients: Sequence[Tensor | None]) -> Tensor | No
 @contextmanager
 def kept_buffers(objective: Objective, keep: bool = True) -> Iterator[None]:
     """Buffers (running statistics of batch normalisation) are afterwards what they were before."""
-    before = [buffer.clone() for buffer in objective.buffers()] if keep else []
+    before = [(buffer, buffer.clone()) for buffer in objective.buffers()] if keep else []
     yield
-    for buffer, value in zip(objective.buffers() if keep else (), before, strict=True):
+    for buffer, value in before:
         buffer.copy_(value)

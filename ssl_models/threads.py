@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
+from torch import nn
 
 SIDES = 2
 
@@ -50,6 +51,22 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], sides: i
     if min(len(parts), sides) <= 1:
         return [work(part) for part in parts]
     return list(_pool(torch.get_num_threads()).map(work, parts))
+
+
+def leaves_no_trace(module: nn.Module, work: Callable[[], object]) -> bool:
+    """Whether `work`, a pass of rows through `module`, may be done side by side with another: it draws nothing from
+    torch's generator, changes no buffer, sets no attribute, and no hook looks on."""
+    parts = list(module.modules())
+    attributes = [dict(vars(part)) for part in parts]
+    values = [torch.get_rng_state(), *(buffer.clone() for buffer in module.buffers())]
+    work()
+    after = [torch.get_rng_state(), *module.buffers()]
+    same = len(values) == len(after) and all(map(torch.equal, values, after))
+    for part, before in zip(parts, attributes, strict=True):
+        now = vars(part)
+        same &= now.keys() == before.keys() and all(now[name] is value for name, value in before.items())
+        same &= not (part._forward_hooks or part._forward_pre_hooks)
+    return same
 
 
 @functools.cache

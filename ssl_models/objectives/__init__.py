@@ -8,7 +8,8 @@ module defines one subclass of `Objective` and names it in `OBJECTIVE`. The trai
     outcome = objective(micro)             # loss as a SUM over predicted items; the trainer divides by the global count
 
 so that neither micro-batches nor processes change a gradient. Objectives whose loss couples the rows of the whole
-batch (NT-Xent, CLIP) set `whole_batch` and split `forward` into `embed` and `couple`.
+batch (NT-Xent, CLIP) set `whole_batch` and split `forward` into `embed` and `couple`. On a CPU two threads may be in
+`forward`, `embed` or `features` at once, on different rows: these keep nothing and change nothing that they are given.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Gradients of one global batch, by this process alone or as one of several of a launcher: `python -m`."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,37 +95,48 @@ def _rows(case: Case, shards: Path, numbers: Tensor) -> Rows:
     return {"pixels": pictures.pixels(CORPUS)[numbers], "tokens": tokens[numbers]}
 
 
-def gradients(name: str, shards: Path, world: World, micro_batch: int, sides: int = 1) -> dict[str, Tensor]:
-    """The gradient of every parameter, the loss, the buffers after the step, and the validation loss."""
-    case = CASES[name]
+def learner(
+    case: Case, shards: Path, world: World, bfloat16: bool
+) -> tuple[Learner, Callable[[int], dict[str, Tensor]]]:
+    """The case's learner, in train mode, and its batch of a step: in double precision, or in bfloat16."""
     torch.manual_seed(0)
     model = corpora.model(case.objective, case.task, batch=case.rows).model_copy(update={"backbone": case.backbone})
     if case.modality == "text":
         encoding, corpus = Encoding.load(shards / "encoding"), len(Shards.open(shards).split("train"))
     else:
         encoding, corpus = pictures.encoding(case.modality, folder=shards / "pictures", frames=FRAMES), CORPUS
-    objective = artifact.build(model, encoding).double()
+    objective = artifact.build(model, encoding)
+    precision = torch.float32 if bfloat16 else torch.float64
+    objective.to(precision).train()
     for parameter in objective.parameters():  # asymmetric, and no gradient is zero for want of a start
         parameter.data += 0.1 * torch.randn_like(parameter)
     synchronise(objective, world)
-    learner = Learner(objective, world, model.train, bfloat16=False, compiled=False)
-    learner.micro_batch, learner.sides = micro_batch, sides
+    made = Learner(objective, world, model.train, bfloat16=bfloat16, compiled=False)
     numbers = torch.from_numpy(np.ascontiguousarray(batch_indices(0, 3, case.rows, corpus)[world.slice(case.rows)]))
     rows = _rows(case, shards, numbers)
 
     def prepared(step: int) -> dict[str, Tensor]:
-        batch = learner.prepare(rows, keyed.keys(0, step, numbers))
-        return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+        batch = made.prepare(rows, keyed.keys(0, step, numbers))
+        return {key: value.to(precision) if value.is_floating_point() else value for key, value in batch.items()}
 
-    objective.train()
-    batch = prepared(3)
+    return made, prepared
+
+
+def gradients(
+    name: str, shards: Path, world: World, micro_batch: int, sides: int = 1, bfloat16: bool = False
+) -> dict[str, Tensor]:
+    """The gradient of every parameter, the loss, the buffers after the step, and the validation loss."""
+    case = CASES[name]
+    subject, prepared = learner(case, shards, world, bfloat16)
+    subject.micro_batch, subject.sides = micro_batch, sides
+    objective, batch = subject.objective, prepared(3)
     count = world.sum(objective.count(batch).double())
-    found = {"loss": torch.tensor(learner.gradient(3, batch, count, case.rows).means(world).loss)}
+    found = {"loss": torch.tensor(subject.gradient(3, batch, count, case.rows).means(world).loss)}
     found |= {f"gradient {n}": p.grad for n, p in objective.named_parameters() if p.grad is not None}
     found |= {f"buffer {n}": b.clone() for n, b in objective.named_buffers()}
     objective.eval()
     totals = Totals(world.device)
-    learner.evaluate(prepared(EVALUATION_STEP), case.rows, totals)
+    subject.evaluate(prepared(EVALUATION_STEP), case.rows, totals)
     found["validation"] = torch.tensor(totals.means(world).loss)
     return found
 

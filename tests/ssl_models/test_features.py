@@ -1,5 +1,6 @@
 """A frozen encoder stays what it was, and its features are those of every row, in order."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,27 @@ def test_features_are_of_every_row_in_order(tmp_path: Path) -> None:
     assert list(found) == ["mean", "layer"]
     assert found["mean"].dtype == np.float32
     np.testing.assert_allclose(found["mean"][:, 0], values[wanted].reshape(len(wanted), -1).mean(1), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("hooked", [False, True])
+def test_batches_are_encoded_side_by_side_unless_a_hook_looks_on(
+    hooked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, workers = pixels(), list[threading.Thread]()
+    if hooked:
+        objective.layer.register_forward_hook(lambda module, inputs, output: None)
+    features = Pixels.features
+
+    def watched(self: Pixels, rows: Rows) -> dict[str, Tensor]:
+        workers.append(threading.current_thread())
+        return features(self, rows)
+
+    monkeypatch.setattr(Pixels, "features", watched)
+    extract(objective, Source(reader(some(160, 1, 2, 2)), np.arange(160)), tmp_path)
+    first, *others = (worker is threading.current_thread() for worker in workers)
+    assert first  # alone, to see whether it leaves a trace
+    assert all(others) if hooked else not any(others)
 
 
 @pytest.mark.parametrize("mutates", ["seen", "hidden"])
