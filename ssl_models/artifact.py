@@ -23,6 +23,7 @@ from ssl_models.config import Model
 from ssl_models.encoding import Encoding
 from ssl_models.huggingface import vision
 from ssl_models.huggingface.files import read_json
+from ssl_models.huggingface.tokenizer import same_ids
 from ssl_models.objectives import Objective
 from ssl_models.transformer import Transformer
 
@@ -34,7 +35,8 @@ TOKENIZER = "tokenizer.json"
 
 
 def build(model: Model, encoding: Encoding, at: str = "task") -> Objective:
-    """The untrained objective of a model. ValueError names what does not fit; `at` is the key path of its options."""
+    """The untrained objective of a model. ValueError names what does not fit, also of the folder that the model starts
+    from; `at` is the key path of its options."""
     try:
         kind = objectives.find(model.objective)
     except KeyError:
@@ -46,7 +48,45 @@ def build(model: Model, encoding: Encoding, at: str = "task") -> Objective:
         place = ".".join([at, *(str(step) for step in first["loc"])])
         reason = "no such key; check its spelling" if first["type"] == "extra_forbidden" else first["msg"]
         raise ValueError(f"{place}: {reason.removeprefix('Value error, ')}") from None
-    return kind(model.backbone, options, encoding)
+    root = at.removesuffix("task")
+    _check_tokenizer(model, encoding, root)
+    try:
+        return kind(model.backbone, options, encoding)
+    except ValueError as error:
+        if model.init_from is None or not (mend := _mend(str(error), model.corpus)):
+            raise
+        raise ValueError(f"{root}init_from: {error} (of the model in {model.init_from}); {mend}") from None
+
+
+def _mend(error: str, corpus: str) -> str:
+    """What to do where a corpus needs more than the folder's model has; empty for other errors."""
+    if "is too small: the corpus needs" not in error:
+        return ""
+    if error.startswith("context: "):
+        return f"lower corpora.{corpus}.shard.sequence"
+    return f"set corpora.{corpus}.tokenize.tokenizer to that model's own"
+
+
+def _check_tokenizer(model: Model, encoding: Encoding, root: str) -> None:
+    """ValueError where the folder that a model starts from says by its tokenizer that its ids mean other tokens."""
+    ours = encoding.folder / TOKENIZER
+    if model.init_from is None or encoding.folder == Path() or not ours.is_file():
+        return
+    folder = Path(model.init_from)
+    theirs = next((path for path in (folder / TOKENIZER, folder / ENCODING / TOKENIZER) if path.is_file()), None)
+    if theirs is None:
+        return
+    try:
+        same = same_ids(ours, theirs)
+    except ValueError as error:
+        raise ValueError(f"{root}init_from: {error}") from None
+    if not same:
+        key = f"{{tokenizer: {theirs.parent}}}"
+        key = f"{{caption: {key}}}" if encoding.modality == "image_text" else key
+        raise ValueError(
+            f"{root}init_from: the model in {folder} was made with another tokenizer; set "
+            f"corpora.{model.corpus}.tokenize: {key}"
+        )
 
 
 def completed(model: Model) -> Model:
@@ -140,7 +180,7 @@ def load(folder: Path) -> Objective:
         encoding = Encoding.load(folder / ENCODING)
     except OSError as error:
         raise ValueError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    objective = build(model, encoding)
+    objective = build(model.model_copy(update={"init_from": None}), encoding)
     load_weights(objective, folder, whole=True)
     return objective.eval()
 

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from ssl_models.encoding import Encoding
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -16,6 +18,25 @@ ROLES = ("pad", "bos", "eos", "mask", "cls", "sep")
 def names(tokenizer: dict[str, Any]) -> dict[int, str]:
     """Special tokens by id, from the content of `tokenizer.json`."""
     return {token["id"]: token["content"] for token in tokenizer.get("added_tokens", []) if token.get("special")}
+
+
+def _vocabulary(path: Path) -> tuple[dict[str, int], dict[int, str]]:
+    """Ordinary tokens' ids by piece, and added tokens' pieces by id; ValueError where `path` is no tokenizer."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower type
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
+    return tokenizer.get_vocab(with_added_tokens=False), added
+
+
+def same_ids(one: Path, other: Path) -> bool:
+    """Whether two `tokenizer.json` mean the same tokens by their ids. Either may have added tokens that the other
+    lacks. ValueError where one cannot be read."""
+    if one.read_bytes() == other.read_bytes():
+        return True
+    (pieces, added), (others, also) = _vocabulary(one), _vocabulary(other)
+    return pieces == others and all(added[number] == also[number] for number in added.keys() & also.keys())
 
 
 def configuration(encoding: Encoding, tokenizer: dict[str, Any], context: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from ssl_models import artifact
 from ssl_models.config import Backbone, Model
@@ -86,3 +87,44 @@ def test_loading_does_not_import_the_compiler(encoding: Encoding, tmp_path: Path
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
+
+
+def tokenized(folder: Path, words: list[str], added: list[str]) -> Encoding:
+    """An encoding whose tokenizer has these words, then these special tokens."""
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.add_special_tokens(added)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return Encoding(
+        modality="text", folder=folder, length=12, vocabulary=len(words) + len(added), pad=0, eos=1, special=(0, 1)
+    )
+
+
+WORDS = ["<pad>", "</s>", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("place", [".", "encoding"])
+def test_a_model_made_with_another_tokenizer_is_refused(place: str, tmp_path: Path) -> None:
+    tokenized(tmp_path / "start" / place, WORDS, [])
+    ours = tokenized(tmp_path / "ours", [*WORDS[:2], "c", "b", "a"], [])
+    wanted = LLAMA.model_copy(update={"init_from": str(tmp_path / "start")})
+    folder = tmp_path / "start" / place
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is the assertion
+        artifact.build(wanted, ours, "params.yaml: models.x.task")
+    assert str(error.value) == (
+        f"params.yaml: models.x.init_from: the model in {tmp_path / 'start'} was made with another tokenizer; "
+        f"set corpora.tiny.tokenize: {{tokenizer: {folder}}}"
+    )
+
+
+def test_special_tokens_added_to_the_tokenizer_of_the_model_are_accepted(tmp_path: Path) -> None:
+    tokenized(tmp_path / "start", WORDS, [])
+    ours = tokenized(tmp_path / "ours", WORDS, ["<mask>"])
+    artifact.build(LLAMA.model_copy(update={"init_from": str(tmp_path / "start")}), ours)
+
+
+def test_a_special_token_added_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    tokenized(tmp_path / "start", WORDS, ["<sep>"])
+    ours = tokenized(tmp_path / "ours", WORDS, ["<mask>"])
+    with pytest.raises(ValueError, match="another tokenizer"):
+        artifact.build(LLAMA.model_copy(update={"init_from": str(tmp_path / "start")}), ours)
