@@ -45,6 +45,11 @@ class MaskedLanguage(TextObjective):
 
     def __init__(self, backbone: Backbone, options: MaskedLanguageOptions, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding, structure="encoder", positions=encoding.length + 2)
+        if encoding.mask in (encoding.pad, encoding.eos):
+            raise ValueError(
+                "corpus: its tokenizer has no mask token, which this task needs; add one to its tokenizer.json and "
+                "name it as mask_token in special_tokens_map.json, or leave corpora.NAME.tokenize.tokenizer out"
+            )
 
     def enclosed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`cls` tokens `sep`, and which of them are no padding: both `[batch, length + 2]`."""

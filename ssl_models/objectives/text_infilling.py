@@ -74,6 +74,11 @@ class TextInfilling(Denoising):
 
     def __init__(self, backbone: Backbone, options: TextInfillingOptions, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding, positions=encoding.length + 2)
+        if encoding.mask in (encoding.pad, encoding.eos):
+            raise ValueError(
+                "corpus: its tokenizer has no mask token, which this task needs; add one to its tokenizer.json and "
+                "name it as mask_token in special_tokens_map.json, or leave corpora.NAME.tokenize.tokenizer out"
+            )
 
     def words(self, tokens: Tensor) -> Words:
         """Where the words of `tokens` `[batch, length]` begin."""

@@ -156,3 +156,11 @@ def test_the_loss_equals_that_of_transformers_on_the_same_batch(name, preset, tm
         loss = theirs(**their_inputs(name, objective, rows, batch)).loss
     assert abs(float(ours) - math.log(120)) > 0.05
     torch.testing.assert_close(ours, loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["masked_language", "text_infilling"])
+@pytest.mark.parametrize("instead", ["pad", "eos"])
+def test_a_tokenizer_without_a_mask_token_is_refused_where_one_is_needed(name: str, instead: str) -> None:
+    encoding = texts.plain(mask=getattr(texts.plain(), instead))
+    with pytest.raises(ValueError, match=r"^corpus: its tokenizer has no mask token, .* mask_token"):
+        texts.build(name, encoding)
