@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ssl_models.transformer import Transformer
 
+COLDEST = 1e-6
+"""The least temperature to draw at: below, the logits' rounding would decide, and their quotient overflow."""
+
 
 @torch.no_grad()
 def continuation(
@@ -25,7 +28,7 @@ def continuation(
     """At most `limit` ids after `tokens` `[batch, tokens]`: int64 `[batch, written]`, `end` after a row's end.
 
     Draws among the `likeliest` ids (0: all) below `vocabulary` with a CPU `generator`, so that a seed means the same on
-    every device; `temperature` 0 takes the likeliest. `memory` is an encoder's.
+    every device; a `temperature` below `COLDEST` takes the likeliest. `memory` is an encoder's.
     """
     cache = model.cache(tokens.shape[1] + limit)
     ended = torch.zeros(len(tokens), 1, dtype=torch.bool, device=tokens.device)
@@ -45,7 +48,7 @@ def continuation(
 
 def choose(logits: Tensor, temperature: float, likeliest: int, generator: torch.Generator | None) -> Tensor:
     """An id per row of `logits` `[batch, vocabulary]`: int64 `[batch, 1]`."""
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(1, keepdim=True)
     count = min(likeliest or logits.shape[1], logits.shape[1])
     top, ids = logits.topk(count)

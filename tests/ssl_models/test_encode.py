@@ -77,6 +77,54 @@ def test_many_rows_are_written_in_order(folder: Path, tmp_path: Path) -> None:
     assert found.column("id").to_pylist() == [identity(line) for line in lines]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_an_id_of_zero_is_an_id_and_null_is_none(name: str, folder: Path, tmp_path: Path) -> None:
+    rows = [{"id": 0, "text": "x"}, {"id": None, "text": "y"}]
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(folder), str(tmp_path / name)]) == 0
+    assert pq.read_table(tmp_path / "a.features.parquet").column("id").to_pylist() == ["0", identity("y")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("U.CSV", b"id,text\n1,x\n"),
+        ("u.tsv", b"id\ttext\n1\tx\n"),
+        ("U.JSONL", b'{"id": 1, "text": "x"}\n'),
+        ("u.json", b'\xef\xbb\xbf{"id": 1, "text": "x"}\n'),
+    ],
+)
+def test_the_ending_tells_the_format(name: str, content: bytes, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert main([str(folder), str(tmp_path / name), "--output", str(tmp_path / "out")]) == 0
+    assert pq.read_table(tmp_path / "out").column("id").to_pylist() == ["1"]
+
+
+def test_a_byte_order_mark_is_no_text(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfx\n")
+    assert main([str(folder), str(tmp_path / "a.txt")]) == 0
+    assert pq.read_table(tmp_path / "a.features.parquet").column("id").to_pylist() == [identity("x")]
+
+
+def test_quoted_line_ends_and_blank_lines_of_csv_are_kept_and_skipped(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'\ntext\n"x\ny"\n\n"a, ""b"""\n')
+    assert main([str(folder), str(tmp_path / "a.csv")]) == 0
+    found = pq.read_table(tmp_path / "a.features.parquet").column("id").to_pylist()
+    assert found == [identity("x\ny"), identity('a, "b"')]
+
+
+def test_a_column_that_stands_twice_in_parquet_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert main([str(folder), str(tmp_path / "a.parquet")]) == 2
+    assert "a.parquet: has 2 columns 'text': rename all but one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -84,11 +132,22 @@ def test_many_rows_are_written_in_order(folder: Path, tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: is not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', "a.jsonl:1: has no 'text'; name the field with --column"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' is not a text but int"),
+        ("a.jsonl", b'["x"]\n', "a.jsonl:1: is not a JSON object; one object a line is read"),
+        ("a.jsonl", b'{"text": "\\ud800 x"}\n', "a.jsonl:1: 'text' is not Unicode"),
+        ("a.jsonl", b'{"id": "\\ud800", "text": "x"}\n', "a.jsonl:1: 'id' is not Unicode"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: is JSON that is nested too deeply"),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read: "),
-        ("a.csv", b"body,id\nx,1\n", "a.csv: has no column 'text' (columns: body, id); name one with --column"),
-        ("a.csv", b"id,text\n1,x\n2\n", "a.csv:3: 'text' is not a text but NoneType"),
+        ("a.csv", b"body,id\nx,1\n", "a.csv:1: has no column 'text' (columns: body, id); name one with --column"),
+        ("a.csv", b"id,text\n1,x\n2\n", "a.csv:3: has another number of fields than the header (1, not 2)"),
+        ("a.csv", b"id,text\n1,a,b\n", "a.csv:2: has another number of fields than the header (3, not 2)"),
+        ("a.csv", b'id,text\n1,"a\n2,b\n', "a.csv:2: a quote is not closed before the end of the file"),
+        ("a.csv", b'id,text\n1,"a\n2,"b"\n', "a.csv:2: invalid CSV ("),
+        ("a.csv", b"text,text\na,b\n", "a.csv:1: has 2 columns 'text': rename all but one"),
+        ("a.csv", b"id,text,id\n1,a,2\n", "a.csv:1: has 2 columns 'id': rename all but one"),
         ("a.csv", b"text\nx\n\xff\n", "a.csv: is not UTF-8"),
-        ("a.txt", b"", "there is no text to encode"),
+        ("a.txt", b"", "a.txt: there is no text to encode"),
+        ("a.csv", b"", "a.csv: there is no text to encode"),
+        ("a.xlsx", b"PK", "a.xlsx: files that end in .xlsx are not read; .parquet, .csv, .tsv, .jsonl, "),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence_and_leaves_no_file(
