@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_models import huggingface, objectives
-from ssl_models.config import Model
+from ssl_models import huggingface, objectives, presets
+from ssl_models.config import Backbone, Model
 from ssl_models.encoding import Encoding
 from ssl_models.huggingface import vision
 from ssl_models.huggingface.files import read_json
@@ -91,25 +91,40 @@ def _check_tokenizer(model: Model, encoding: Encoding, root: str) -> None:
 
 def completed(model: Model) -> Model:
     """`model` with the sizes that it leaves open taken from the Hugging Face folder it starts from, if it does.
-    ValueError where the two contradict each other."""
-    if model.init_from is None or not _is_hugging_face(Path(model.init_from)):
+    ValueError, beginning with the key, where the folder cannot be read or the two contradict each other."""
+    if model.init_from is None:
         return model
-    if _is_pictures(folder := Path(model.init_from)):
-        return vision.complete_model(model, folder)
+    folder = Path(model.init_from)
     try:
-        backbone = huggingface.complete(model.backbone, folder)
+        if _is_hugging_face(folder):
+            if _is_pictures(folder):
+                model = vision.complete_model(model, folder)
+            else:
+                model = model.model_copy(update={"backbone": _completed_backbone(model, folder)})
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}" if str(error).startswith(f"{folder}") else str(error)) from None
+    try:
+        presets.check(model.backbone)
     except ValueError as error:
         raise ValueError(f"backbone.{error}") from None
-    return model.model_copy(update={"backbone": backbone})
+    return model
+
+
+def _completed_backbone(model: Model, folder: Path) -> Backbone:
+    try:
+        return huggingface.complete(model.backbone, folder)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(f"{folder}") else f"backbone.{error}") from None
 
 
 def _is_hugging_face(folder: Path) -> bool:
-    """Whether the folder's weights are under Hugging Face's names."""
-    try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return False
-    return bool(kind != OWN)
+    """Whether the folder's weights are under Hugging Face's names. ValueError where its configuration does not say."""
+    if not (folder / CONFIG).exists():
+        raise ValueError(f"{folder}: is neither a Pretext nor a Hugging Face model folder: it has no {CONFIG}")
+    kind = read_json(folder / CONFIG).get("model_type")
+    if not isinstance(kind, str):
+        raise ValueError(f"{folder / CONFIG}: model_type: {kind!r} is not understood")
+    return kind != OWN
 
 
 def _is_pictures(folder: Path) -> bool:
@@ -220,8 +235,6 @@ def _take(objective: Objective, state: dict[str, Tensor], path: Path) -> None:
 def start_from(objective: Objective, folder: Path) -> None:
     """Continue from another model (`models.NAME.init_from`), a Pretext or a Hugging Face folder. ValueError where it
     does not fit."""
-    if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder}: is neither a Pretext nor a Hugging Face model folder: it has no {CONFIG}")
     load_weights(objective, folder, whole=False)
 
 

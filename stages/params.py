@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 import ssl_models
 from ssl_models import presets
 from ssl_models.addresses import public, secret
-from ssl_models.config import Model, Probe, Strict
+from ssl_models.config import Backbone, Model, Probe, Strict
 
 PARAMS = Path("params.yaml")
 COMPUTE = Path("compute.yaml")
@@ -102,8 +102,11 @@ class Params(Strict):
                     f"models.{name}.objective: there is no {model.objective!r} in ssl_models/objectives "
                     f"(there are: {', '.join(known)})"
                 )
+            backbone = model.backbone
+            if model.init_from is not None:  # sizes left open are the folder's: the training job checks them
+                backbone = Backbone(architecture=backbone.architecture, preset=backbone.preset)
             try:
-                presets.check(model.backbone)
+                presets.check(backbone)
             except ValueError as error:
                 raise ValueError(f"models.{name}.backbone.{error}") from None
         return self

@@ -52,7 +52,7 @@ def _correspondence(architecture: Architecture) -> Correspondence:
 def _architecture(config: Config, *, tied: bool) -> Architecture:
     """What `config.json` describes; ValueError beginning with the key for what is not supported here."""
     kind = config.get("model_type")
-    if kind not in CORRESPONDENCES:
+    if not isinstance(kind, str) or kind not in CORRESPONDENCES:
         raise ValueError(f"model_type: {kind!r} is not supported here (supported: {', '.join(CORRESPONDENCES)})")
     fields = {**CORRESPONDENCES[kind].fields(config), "tied": tied}
     return resolve(Backbone.model_validate({"preset": kind, **fields}))
@@ -66,7 +66,7 @@ def hugging_face_config(architecture: Architecture, encoding: Encoding) -> Confi
         "architectures": [correspondence.model_class],
         "dtype": "float32",
         "tie_word_embeddings": architecture.tied,
-        "pad_token_id": encoding.pad,
+        "pad_token_id": None if _pads_with_eos(correspondence, encoding) else encoding.pad,
         "bos_token_id": encoding.bos,
         "eos_token_id": encoding.eos,
         **correspondence.config(architecture, encoding),
@@ -77,6 +77,12 @@ def hugging_face_config(architecture: Architecture, encoding: Encoding) -> Confi
         if here != there:
             raise ValueError(f"{field}: Hugging Face's {correspondence.model_type} has {there!r}, this model {here!r}")
     return config
+
+
+def _pads_with_eos(correspondence: Correspondence, encoding: Encoding) -> bool:
+    """Whether `transformers` would not train the embedding of `eos` because it is `pad`, too. T5's is trained all the
+    same, and its decoder needs `pad_token_id`."""
+    return encoding.pad == encoding.eos and correspondence.model_type != "t5"
 
 
 def fits(architecture: Architecture) -> bool:
@@ -113,7 +119,7 @@ def state_from_hugging_face(state: State, config: Config) -> tuple[Architecture,
     of other tasks are left out with a warning.
     """
     kind = config.get("model_type")
-    if kind not in CORRESPONDENCES:
+    if not isinstance(kind, str) or kind not in CORRESPONDENCES:
         raise ValueError(f"model_type: {kind!r} is not supported here (supported: {', '.join(CORRESPONDENCES)})")
     c = CORRESPONDENCES[kind]
     if c.embedding not in state:
@@ -152,6 +158,8 @@ def read(folder: Path) -> tuple[Architecture, State]:
         raise ValueError(f"{folder / CONFIG}: {error.errors()[0]['msg']}") from None
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG}: is not understood ({error})") from None
 
 
 def from_hugging_face(folder: Path) -> Transformer:
@@ -179,7 +187,7 @@ def save_config(config: Config, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if config["model_type"] != "bert":
         kept = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-        generation = {key: config[key] for key in kept if key in config}
+        generation = {key: config[key] for key in kept if config.get(key) is not None}
         (folder / GENERATION).write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
 
 

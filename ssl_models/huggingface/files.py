@@ -49,6 +49,9 @@ def read_weights(folder: Path) -> State:
         index = read_json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict):
             raise ValueError(f"{folder / INDEX}: has no weight_map")
+        for name in index.values():
+            if not isinstance(name, str):
+                raise ValueError(f"{folder / INDEX}: weight_map: {name!r} is not understood")
         files = [folder / Path(name).name for name in sorted(set(index.values()))]
     state: State = {}
     for file in files:

@@ -53,6 +53,8 @@ def config(a: Architecture, encoding: Encoding) -> Config:
 def _theta(config: Config) -> float:
     """Base of the rotation; ValueError where positions are scaled (LLaMA 3.1's long contexts, say)."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_parameters: {rope!r} is not understood")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"rope_parameters: scaled rotary positions ({kind}) are not supported here")

@@ -74,7 +74,7 @@ def allow(config: Config, **supported: Any) -> None:
 def one_of(config: Config, key: str, default: str, meanings: Mapping[str, str]) -> str:
     """What the value of `key` is called here; ValueError where it has no equal."""
     value = config.get(key, default)
-    if value not in meanings:
+    if not isinstance(value, str) or value not in meanings:
         raise ValueError(f"{key}: {value!r} is not supported here, only {', '.join(meanings)}")
     return meanings[value]
 

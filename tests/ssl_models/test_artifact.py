@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,3 +129,50 @@ def test_a_special_token_added_in_the_place_of_another_is_refused(tmp_path: Path
     ours = tokenized(tmp_path / "ours", WORDS, ["<mask>"])
     with pytest.raises(ValueError, match="another tokenizer"):
         artifact.build(LLAMA.model_copy(update={"init_from": str(tmp_path / "start")}), ours)
+
+
+GPT2 = LLAMA.model_copy(update={"backbone": Backbone(preset="gpt2", layers=1, width=16, heads=2)})
+
+
+def started(folder: Path, encoding: Encoding, wanted: Model = GPT2, **backbone: Any) -> Model:
+    """An entry that starts from a model saved as `wanted` in `folder`, and overrides `backbone`."""
+    artifact.save(built(wanted, encoding), wanted, encoding, folder)
+    given = Backbone(preset=wanted.backbone.preset, **backbone)
+    return wanted.model_copy(update={"backbone": given, "init_from": str(folder)})
+
+
+def test_sizes_left_open_are_the_folders(encoding: Encoding, tmp_path: Path) -> None:
+    assert artifact.completed(started(tmp_path / "m", encoding, width=16)).backbone.overrides["heads"] == 2
+
+
+def test_a_backbone_is_checked_once_it_is_complete(encoding: Encoding, tmp_path: Path) -> None:
+    wanted = started(tmp_path / "m", encoding, model(), width=32, heads=5)
+    with pytest.raises(ValueError, match=r"^backbone\.heads: 5 heads do not divide a width of 32$"):
+        artifact.completed(wanted)
+
+
+def test_errors_of_a_folder_name_it_after_the_key(encoding: Encoding, tmp_path: Path) -> None:
+    wanted, path = started(tmp_path / "m", encoding), tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"activation_function": "silu"}))
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is the assertion
+        artifact.completed(wanted)
+    assert str(error.value).startswith(f"init_from: {tmp_path / 'm'}: activation_function: 'silu' is not supported")
+
+
+def test_a_context_that_the_folder_has_too_small_names_the_mend(encoding: Encoding, tmp_path: Path) -> None:
+    wanted = artifact.completed(started(tmp_path / "m", encoding))
+    longer = encoding.model_copy(update={"length": 64})
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is the assertion
+        artifact.build(wanted, longer, "params.yaml: models.x.task")
+    assert str(error.value) == (
+        f"params.yaml: models.x.init_from: context: 12 is too small: the corpus needs 64 positions "
+        f"(of the model in {tmp_path / 'm'}); lower corpora.tiny.shard.sequence"
+    )
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model_type": ["gpt2"]}'])
+def test_a_folder_without_a_configuration_is_named(content: str | None, encoding: Encoding, tmp_path: Path) -> None:
+    wanted, path = started(tmp_path / "m", encoding), tmp_path / "m" / "config.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ValueError, match=r"^init_from: .*config\.json"):
+        artifact.completed(wanted)

@@ -208,6 +208,8 @@ def test_names_of_early_bert_checkpoints_are_read_and_heads_of_other_tasks_named
         ("gpt2", {"model_type": "mamba"}, "model_type: 'mamba' is not supported here (supported: gpt2, llama, "),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True is not supported"),
         ("gpt2", {"activation_function": "silu"}, "activation_function: 'silu' is not supported here, only gelu_new"),
+        ("gpt2", {"activation_function": ["gelu_new"]}, "activation_function: ['gelu_new'] is not supported here"),
+        ("llama", {"rope_parameters": [1]}, "rope_parameters: [1] is not understood"),
         ("gpt2", {"n_head": 5}, "heads: 5 heads do not divide a width of 24"),
         ("gpt2", {"n_layer": 4}, "lacks the tensor transformer.h.3."),
         ("gpt2", {"n_layer": 2}, "holds the tensor transformer.h.2."),
@@ -239,6 +241,37 @@ def test_what_would_compute_something_else_is_refused(
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is the assertion
         from_hugging_face(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}: {sentence}")
+
+
+def test_a_shard_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    random_peer("gpt2").save_pretrained(tmp_path, max_shard_size="10KB")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3, "b": "model.safetensors"}}')
+    with pytest.raises(ValueError, match=r"index\.json: weight_map: 3 is not understood$"):
+        from_hugging_face(tmp_path)
+
+
+def test_values_of_a_wrong_kind_name_the_file(tmp_path: Path) -> None:
+    random_peer("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": {"rope_theta": [1]}}))
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is the assertion
+        from_hugging_face(tmp_path)
+    assert str(error.value).startswith(f"{path}: is not understood")
+
+
+@pytest.mark.parametrize(
+    ("preset", "pad"), [("llama", None), ("bert", None), ("bart", None), ("gpt2", None), ("t5", 2)]
+)
+def test_the_embedding_of_an_end_that_is_also_the_padding_is_trained_over_there(
+    preset: str, pad: int | None, tmp_path: Path
+) -> None:
+    backbone = Backbone.model_validate({"preset": preset, "layers": 1, "width": 24, "heads": 2})
+    ours = Transformer(resolve(backbone, vocabulary=VOCABULARY, context=32))
+    to_hugging_face(ours, ENCODING.model_copy(update={"pad": 2}), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == pad
+    kinds = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}
+    peer = getattr(transformers, f"AutoModelFor{kinds[ours.architecture.structure]}").from_pretrained(tmp_path)
+    assert peer.get_input_embeddings().padding_idx is None
 
 
 def test_a_bart_whose_sides_have_embeddings_of_their_own_is_refused(tmp_path: Path) -> None:

@@ -355,7 +355,7 @@ def test_what_would_compute_something_else_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the sentence is the assertion
         started(entry(case, tmp_path), encoding(case, book))
-    assert str(error.value).startswith(f"{tmp_path}: {sentence}")
+    assert str(error.value).removeprefix("init_from: ").startswith(f"{tmp_path}: {sentence}")
 
 
 @pytest.mark.parametrize(

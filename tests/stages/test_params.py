@@ -86,6 +86,14 @@ def test_a_mistake_is_one_sentence_with_its_key(text: str, sentence: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_sizes_are_the_folders_where_a_model_starts_from_one() -> None:
+    text = CORPUS + MODEL.replace("llama}", "llama, width: 32}, init_from: folder")
+    assert load(text).models["m"].backbone.overrides == {"width": 32}
+    params.load_params.cache_clear()
+    with pytest.raises(UserError, match=r"models\.m\.backbone\.preset: there is no transformer 'lama'"):
+        load(text.replace("llama", "lama"))
+
+
 def test_a_missing_file_says_where_to_run() -> None:
     with pytest.raises(UserError, match=r"params\.yaml is missing: run the stage from the root"):
         params.load_params()
