@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssl_models import huggingface, objectives, presets
 from ssl_models.config import Backbone, Model
+from ssl_models.denoising import Denoising
 from ssl_models.encoding import Encoding
 from ssl_models.huggingface import vision
 from ssl_models.huggingface.files import read_json
@@ -158,7 +159,9 @@ def save(objective: Objective, model: Model, encoding: Encoding, folder: Path, *
     folder.mkdir(parents=True)
     transformer = _language_model(objective)
     if transformer is not None:
-        huggingface.to_hugging_face(transformer, encoding, folder)
+        source = Path(model.init_from) if model.init_from is not None else None
+        begin = objective.begin if isinstance(objective, Denoising) else None
+        huggingface.to_hugging_face(transformer, encoding, folder, begin=begin, source=source)
     elif not vision.save_picture_model(objective, encoding, folder):
         save_file(unique(objective.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(_json({"model_type": OWN, **model.model_dump(mode="json")}), encoding="utf-8")

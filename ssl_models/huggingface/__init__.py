@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ssl_models.config import Backbone
+from ssl_models.denoising import Denoising
 from ssl_models.encoding import Encoding
 from ssl_models.huggingface import bart, bert, gpt2, llama, t5
 from ssl_models.huggingface.files import CONFIG, GENERATION, WEIGHTS, read_json, read_weights
@@ -39,6 +40,7 @@ from ssl_models.transformer import Transformer
 CORRESPONDENCES: dict[str, Correspondence] = {
     module.CORRESPONDENCE.model_type: module.CORRESPONDENCE for module in (gpt2, llama, bert, t5, bart)
 }
+_BEGIN = "decoder_start_token_id"
 _TABLED = {"learned"}
 """Positions of which a model has a fixed number."""
 
@@ -171,15 +173,23 @@ def from_hugging_face(folder: Path) -> Transformer:
     return model.requires_grad_().eval()
 
 
-def to_hugging_face(model: Transformer, encoding: Encoding, folder: Path) -> None:
+def to_hugging_face(
+    model: Transformer, encoding: Encoding, folder: Path, *, begin: int | None = None, source: Path | None = None
+) -> None:
     """Write a folder that `transformers` opens: weights, configuration and, where `encoding` has one, the tokenizer.
-    ValueError where Hugging Face has no such architecture."""
+
+    `begin`: the id that a decoder starts with, where it is not the architecture's usual. `source`: the folder that the
+    model started from; what it calls its special tokens is carried over. ValueError where Hugging Face has no such
+    architecture.
+    """
     config = hugging_face_config(model.architecture, encoding)
+    if begin is not None and _BEGIN in config:
+        config[_BEGIN] = begin
     state = state_to_hugging_face(model.state_dict(), model.architecture)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     save_config(config, folder)
-    save_tokenizer(encoding, model.architecture.context, folder)
+    save_tokenizer(encoding, model.architecture.context, folder, source=source)
 
 
 def save_config(config: Config, folder: Path) -> None:
@@ -209,7 +219,8 @@ def complete(backbone: Backbone, folder: Path) -> Backbone:
 
 
 def start_from(model: nn.Module, folder: Path) -> None:
-    """Take over the weights of a Hugging Face folder into the one `Transformer` that `model` is or holds.
+    """Take over the weights of a Hugging Face folder into the one `Transformer` that `model` is or holds, and the id
+    that its decoder starts with.
 
     ValueError, beginning with the field, where the two differ.
     """
@@ -222,3 +233,16 @@ def start_from(model: nn.Module, folder: Path) -> None:
         if here != there and (field != "context" or architecture.positions in _TABLED):
             raise ValueError(f"{field}: is {here!r}, but the model in {folder} has {there!r}")
     inner.load_state_dict(state)
+    if isinstance(model, Denoising):
+        model.begin = _begin(folder, architecture, model.begin)
+
+
+def _begin(folder: Path, architecture: Architecture, usual: int) -> int:
+    """The id that the decoder of a folder starts with, `usual` where it does not say; ValueError where it is none."""
+    config = read_json(folder / CONFIG)
+    begin = config.get(_BEGIN, bart.BEGIN if architecture.preset == "bart" else None)
+    if begin is None:
+        return usual
+    if type(begin) is not int or not 0 <= begin < architecture.vocabulary:
+        raise ValueError(f"{folder / CONFIG}: {_BEGIN}: {begin!r} is not understood")
+    return begin

@@ -11,6 +11,8 @@ from ssl_models.huggingface.gpt2 import ACTIVATIONS
 from ssl_models.huggingface.mapping import Config, Correspondence, State, Table, allow, name_of, one_of
 from ssl_models.presets import Architecture
 
+BEGIN = 2
+"""`decoder_start_token_id` where a configuration has none."""
 _UNUSED = 2
 """Rows before the position table's first."""
 _POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ssl_models.encoding import Encoding
+from ssl_models.huggingface.files import read_json
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 ROLES = ("pad", "bos", "eos", "mask", "cls", "sep")
@@ -39,10 +40,42 @@ def same_ids(one: Path, other: Path) -> bool:
     return pieces == others and all(added[number] == also[number] for number in added.keys() & also.keys())
 
 
-def configuration(encoding: Encoding, tokenizer: dict[str, Any], context: int) -> dict[str, Any]:
+def roles(folder: Path) -> dict[str, str]:
+    """What a Hugging Face folder calls the token of each role; empty where it does not say."""
+    found = {}
+    for name in (CONFIG, "special_tokens_map.json"):
+        try:
+            content = read_json(folder / name)
+        except ValueError:
+            continue
+        for role in (*ROLES, "unk"):
+            token = content.get(f"{role}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                found[role] = token
+    return found
+
+
+def _unknown(tokenizer: dict[str, Any]) -> tuple[str | None, int | None]:
+    """The token for unknown text, and its id."""
+    model = tokenizer["model"]
+    piece, index = model.get("unk_token"), model.get("unk_id")
+    if piece is None and index is not None:
+        piece = model["vocab"][index][0]
+    elif piece is not None and isinstance(model["vocab"], dict):
+        index = model["vocab"].get(piece)
+    return piece, index
+
+
+def configuration(
+    encoding: Encoding, tokenizer: dict[str, Any], context: int, carried: dict[str, str]
+) -> dict[str, Any]:
     """`tokenizer_config.json`: a generic class, so that `tokenizer.json` alone decides the ids, and special tokens by
-    role. A role that the encoding filled with another's id is left out."""
+    role. A role that the encoding filled with another's id is left out, unless `carried` names its token."""
     named = names(tokenizer)
+    unknown, index = _unknown(tokenizer)
+    if index is None:
+        index = next((number for number, piece in named.items() if piece == carried.get("unk")), None)
     content: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
@@ -52,15 +85,16 @@ def configuration(encoding: Encoding, tokenizer: dict[str, Any], context: int) -
     taken: set[int] = set()
     for role in ROLES:
         number: int = getattr(encoding, role)
+        if role == "mask" and index is not None:
+            taken.add(index)
         if number in named and (number not in taken or role in ("bos", "eos")):
             content[f"{role}_token"] = named[number]
             taken.add(number)
-    unknown = tokenizer["model"].get("unk_token")
-    index = tokenizer["model"].get("unk_id")
-    if unknown is None and index is not None:
-        unknown = tokenizer["model"]["vocab"][index][0]
     if unknown is not None:
         content["unk_token"] = unknown
+    for role, piece in carried.items():
+        if piece in named.values():
+            content.setdefault(f"{role}_token", piece)
     extra = [named[number] for number in encoding.sentinels if number in named]
     if extra:
         content["extra_special_tokens"] = extra
@@ -85,16 +119,20 @@ def ending(tokenizer: dict[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def save_tokenizer(encoding: Encoding, context: int, folder: Path, *, ends: bool = False) -> None:
-    """Write the tokenizer's files into `folder`, if the encoding has a tokenizer. `ends`: texts end with `eos`."""
-    source = encoding.folder / FILE
-    if not source.is_file():
+def save_tokenizer(
+    encoding: Encoding, context: int, folder: Path, *, ends: bool = False, source: Path | None = None
+) -> None:
+    """Write the tokenizer's files into `folder`, if the encoding has a tokenizer. `ends`: texts end with `eos`.
+    `source`: a Hugging Face folder with the same tokenizer, whose names of special tokens are carried over."""
+    file = encoding.folder / FILE
+    if not file.is_file():
         return
-    tokenizer = json.loads(source.read_text(encoding="utf-8"))
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
     if ends:
         content = json.dumps(ending(tokenizer, encoding.eos), ensure_ascii=False)
         (folder / FILE).write_text(content, encoding="utf-8")
-    elif source.resolve() != (folder / FILE).resolve():
-        shutil.copyfile(source, folder / FILE)
-    text = json.dumps(configuration(encoding, tokenizer, context), indent=1, ensure_ascii=False)
+    elif file.resolve() != (folder / FILE).resolve():
+        shutil.copyfile(file, folder / FILE)
+    carried = roles(source) if source is not None else {}
+    text = json.dumps(configuration(encoding, tokenizer, context, carried), indent=1, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")

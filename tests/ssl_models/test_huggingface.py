@@ -1,5 +1,6 @@
 """The same weights compute the same numbers in `transformers` and here, in both directions; the rest is refused."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from ssl_models.config import Backbone
+from ssl_models import artifact
+from ssl_models.config import Backbone, Model, Train
 from ssl_models.encoding import Encoding
 from ssl_models.huggingface import (
     complete,
@@ -20,6 +22,8 @@ from ssl_models.huggingface import (
     state_to_hugging_face,
     to_hugging_face,
 )
+from ssl_models.huggingface.tokenizer import save_tokenizer
+from ssl_models.objectives.span_corruption import SpanCorruption
 from ssl_models.presets import resolve
 from ssl_models.sampling import continuation
 from ssl_models.transformer import Transformer
@@ -391,3 +395,82 @@ def test_a_backbone_that_contradicts_the_folder_is_refused(tmp_path: Path) -> No
     )
     with pytest.raises(ValueError, match=r"^head_width: is 12, but the model in .* has 6$"):
         start_from(Transformer(other), tmp_path)
+
+
+def special_tokens(folder: Path, kind: Any, pieces: list[str]) -> Encoding:
+    """An encoding without roles, and its `tokenizer.json` of these special tokens."""
+    folder.mkdir()
+    tokenizer = Tokenizer(kind({piece: number for number, piece in enumerate(pieces)}))
+    tokenizer.add_special_tokens(pieces)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    size = len(pieces)
+    return Encoding(modality="text", folder=folder, length=8, vocabulary=size, special=tuple(range(size)))
+
+
+def configuration(encoding: Encoding, folder: Path, source: Path | None = None) -> dict[str, Any]:
+    save_tokenizer(encoding, 8, folder, source=source)
+    found: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
+    return found
+
+
+def test_roles_that_the_source_named_are_carried_over(tmp_path: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    encoding = special_tokens(tmp_path / "encoding", models.WordPiece, pieces)
+    encoding = encoding.model_copy(update={"bos": 2, "eos": 3, "mask": 4, "cls": 2, "sep": 3})
+    (tmp_path / "source").mkdir()
+    named = {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}, "unk_token": "[UNK]", "eos_token": "[X]"}
+    (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "out").mkdir()
+    found = configuration(encoding, tmp_path / "out", tmp_path / "source")
+    assert {role: found[f"{role}_token"] for role in ("pad", "unk", "mask", "cls", "sep", "bos", "eos")} == {
+        "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]", "cls": "[CLS]", "sep": "[SEP]", "bos": "[CLS]", "eos": "[SEP]"
+    }  # fmt: skip
+
+
+def test_the_unknown_token_of_byte_level_bpe_is_carried_over_and_is_no_mask(tmp_path: Path) -> None:
+    encoding = special_tokens(tmp_path / "encoding", lambda vocab: models.BPE(vocab, []), ["</s>", "<unk>"])
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "special_tokens_map.json").write_text('{"unk_token": "<unk>"}')
+    (tmp_path / "out").mkdir()
+    found = configuration(encoding.model_copy(update={"mask": 1}), tmp_path / "out", tmp_path / "source")
+    assert found["unk_token"] == "<unk>"
+    assert "mask_token" not in found
+
+
+def test_the_unknown_token_is_not_exported_as_the_mask(tmp_path: Path) -> None:
+    kind = functools.partial(models.WordLevel, unk_token="<unk>")
+    encoding = special_tokens(tmp_path / "encoding", kind, ["</s>", "<unk>"])
+    (tmp_path / "out").mkdir()
+    assert "mask_token" not in configuration(encoding.model_copy(update={"mask": 1}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("start", [1, None])
+def test_a_decoder_goes_on_starting_as_in_the_folder(start: int | None, tmp_path: Path) -> None:
+    peer = random_peer("bart")
+    peer.save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder_start_token_id": start}))
+    encoding = ENCODING.model_copy(update={"length": 10, "mask": 3})
+    wanted = Model(
+        corpus="x",
+        objective="text_infilling",
+        backbone=Backbone(preset="bart"),
+        train=Train(steps=1, batch=1),
+        init_from=str(tmp_path / "theirs"),
+    )
+    wanted = artifact.completed(wanted)
+    objective = artifact.build(wanted, encoding)
+    artifact.start_from(objective, tmp_path / "theirs")
+    artifact.save(objective, wanted, encoding, tmp_path / "ours")
+    assert artifact.load(tmp_path / "ours").begin == (2 if start is None else start)
+
+
+@pytest.mark.parametrize("start", [59, "x"])
+def test_a_start_that_is_no_id_is_refused(start: Any, tmp_path: Path) -> None:
+    random_peer("t5-1.0").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder_start_token_id": start}))
+    backbone = complete(Backbone(preset="t5"), tmp_path)
+    objective = SpanCorruption(backbone, SpanCorruption.Options(), texts.plain(VOCABULARY, LENGTH, 20))
+    with pytest.raises(ValueError, match=r"config\.json: decoder_start_token_id: .* is not understood$"):
+        start_from(objective, tmp_path)
