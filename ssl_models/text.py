@@ -64,6 +64,15 @@ def listed(ids: Tensor, kept: Tensor) -> list[list[int]]:
     return [row[chosen].tolist() for row, chosen in zip(ids, kept, strict=True)]
 
 
+def check_mask(encoding: Encoding) -> None:
+    """ValueError where the corpus's tokenizer has no mask token of its own."""
+    if encoding.mask in (encoding.pad, encoding.eos):
+        raise ValueError(
+            "corpus: its tokenizer has no mask token, which this task needs; add one to its tokenizer.json and "
+            "name it as mask_token in special_tokens_map.json, or leave corpora.NAME.tokenize.tokenizer out"
+        )
+
+
 def fenced(text: str) -> str:
     """`text` as a block of Markdown, whatever it holds."""
     return "\n".join(f"    {line}" for line in text.splitlines())

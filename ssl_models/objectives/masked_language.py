@@ -22,7 +22,7 @@ from ssl_models.cross_entropy import IGNORE, evaluate, linear_cross_entropy
 from ssl_models.encoding import Encoding
 from ssl_models.linear import linear
 from ssl_models.objectives import Batch, Examples, Options, Outcome, Rows
-from ssl_models.text import TextObjective, content, listed
+from ssl_models.text import TextObjective, check_mask, content, listed
 
 STANDARD_RATE = 0.15
 """The rate of every evaluation, so that losses of models trained at other rates can be compared."""
@@ -45,11 +45,7 @@ class MaskedLanguage(TextObjective):
 
     def __init__(self, backbone: Backbone, options: MaskedLanguageOptions, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding, structure="encoder", positions=encoding.length + 2)
-        if encoding.mask in (encoding.pad, encoding.eos):
-            raise ValueError(
-                "corpus: its tokenizer has no mask token, which this task needs; add one to its tokenizer.json and "
-                "name it as mask_token in special_tokens_map.json, or leave corpora.NAME.tokenize.tokenizer out"
-            )
+        check_mask(encoding)
 
     def enclosed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`cls` tokens `sep`, and which of them are no padding: both `[batch, length + 2]`."""

@@ -27,7 +27,7 @@ from ssl_models.cross_entropy import IGNORE
 from ssl_models.denoising import Denoising
 from ssl_models.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Options, Rows
-from ssl_models.text import content, listed, shifted, spanned
+from ssl_models.text import check_mask, content, listed, shifted, spanned
 
 _ORDER, _ROUND, _LENGTHS, _GAPS = range(4)
 """Streams of `keyed`."""
@@ -74,11 +74,7 @@ class TextInfilling(Denoising):
 
     def __init__(self, backbone: Backbone, options: TextInfillingOptions, encoding: Encoding) -> None:
         super().__init__(backbone, options, encoding, positions=encoding.length + 2)
-        if encoding.mask in (encoding.pad, encoding.eos):
-            raise ValueError(
-                "corpus: its tokenizer has no mask token, which this task needs; add one to its tokenizer.json and "
-                "name it as mask_token in special_tokens_map.json, or leave corpora.NAME.tokenize.tokenizer out"
-            )
+        check_mask(encoding)
 
     def words(self, tokens: Tensor) -> Words:
         """Where the words of `tokens` `[batch, length]` begin."""
