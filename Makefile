@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DO_NOT_TRACK ?= 1
 
-.PHONY: environment run test lint flow review schedule screenshots lock clean
+.PHONY: environment run test lint quick flow review schedule screenshots lock clean
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	dvc repro linear-probe@gpt
@@ -15,12 +15,17 @@ run: $(VENV)/installed ## the whole pipeline, then the table of results
 
 # Tests share the cores: threads that wait must sleep.
 test: export GOMP_SPINCOUNT ?= 0
-test: $(VENV)/installed ## linters, types, then the tests: the quick ones first
+test: $(VENV)/installed ## linters, types and the quick tests at the same time, then the slow ones
+	$(MAKE) --no-print-directory -j 2 --output-sync=line lint quick
+	python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
+
+lint: $(VENV)/installed ## linters and types
 	ruff check
 	ruff format --check
 	mypy
+
+quick: $(VENV)/installed ## the quick tests
 	python -m pytest -m "not slow" -n auto --maxprocesses 8
-	python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
 
 flow: $(VENV)/installed ## the same pipeline as a Prefect flow
 	python -m flows.run
