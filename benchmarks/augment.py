@@ -1,4 +1,5 @@
-"""Views a second of `ssl_models.augment` against lightly's SimCLR transform and the same pipeline written with PIL.
+"""Views a second of `ssl_models.objectives.shared.augment` against lightly's SimCLR transform and the same pipeline
+written with PIL.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.augment [--peer PYTHON] [--seconds 1.5] [--rounds 3]
 
@@ -29,7 +30,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.datasets import load_sample_images
 
-from ssl_models import augment, keyed
+from ssl_models.data import augmentation, keyed
+from ssl_models.objectives.shared import augment
 
 RESULTS = Path(__file__).parent / "results" / "augment.json"
 SIZES = {32: 256, 96: 128, 224: 32}  # side of the pictures: batch
@@ -76,7 +78,7 @@ def photographs(count: int, side: int) -> np.ndarray:
     return np.stack([np.asarray(one) for one in found])
 
 
-def pil_view(picture: Image.Image, options: augment.Augmentation, draw: random.Random) -> np.ndarray:
+def pil_view(picture: Image.Image, options: augmentation.Augmentation, draw: random.Random) -> np.ndarray:
     """One view float32 `[3, height, width]`, operation by operation, as torchvision's transforms do on PIL pictures."""
     width, height = picture.size
     for _ in range(10):
@@ -120,7 +122,7 @@ def timed(step: Callable[[], int], seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def ours(pictures: np.ndarray, options: augment.Augmentation, seconds: float) -> float:
+def ours(pictures: np.ndarray, options: augmentation.Augmentation, seconds: float) -> float:
     pixels = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())
     samples, steps = torch.arange(len(pixels)), iter(range(1_000_000_000))
 
@@ -131,7 +133,7 @@ def ours(pictures: np.ndarray, options: augment.Augmentation, seconds: float) ->
     return timed(step, seconds)
 
 
-def pil(work: tuple[np.ndarray, augment.Augmentation, float, int]) -> float:
+def pil(work: tuple[np.ndarray, augmentation.Augmentation, float, int]) -> float:
     array, options, seconds, seed = work
     torch.set_num_threads(1)
     pictures, draw = [Image.fromarray(one) for one in array], random.Random(seed)
@@ -174,7 +176,7 @@ def main() -> None:
             pictures, path = photographs(batch, size), Path(folder) / f"{size}.npy"
             np.save(path, pictures)
             for blur in (0.0, 0.5):
-                options = augment.Augmentation(blur=blur)
+                options = augmentation.Augmentation(blur=blur)
                 rates: dict[str, list[float]] = {"ours": [], "pil": []}
                 for _ in range(arguments.rounds):
                     rates["ours"].append(ours(pictures, options, seconds))

@@ -34,7 +34,7 @@ def report(seconds, ids):
 """
 OURS = """
 import pyarrow as pa
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from stages.modalities.text import tokenize
 encoder = tokenize.Encoder(Encoding.load(folder), tokenize.Options())
 batches = [pa.record_batch({"text": texts[at : at + tokenize.BATCH]}) for at in range(0, len(texts), tokenize.BATCH)]

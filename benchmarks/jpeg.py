@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ssl_models.shards import Shards, Split, batch_indices
-from stages import params, pictures, shard, tables, tokenize
-from stages.modalities.image import ingest
+from ssl_models.data.shards import Shards, Split, batch_indices
+from stages import params, shard, tables, tokenize
+from stages.modalities.image import ingest, pictures
 
 RESULTS = Path(__file__).parent / "results" / "jpeg.json"
 LEAST = 256

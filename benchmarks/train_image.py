@@ -47,12 +47,13 @@ def report(step):
 """
 )
 OURS = """
-from ssl_models import artifact, keyed
+from ssl_models import artifact
+from ssl_models.data import keyed
 from ssl_models.config import Backbone, Model, Train
-from ssl_models.encoding import Encoding
-from ssl_models.gradient import Learner
-from ssl_models.optimizer import Optimizer
-from ssl_models.parallel import World
+from ssl_models.data.encoding import Encoding
+from ssl_models.training.learner import Learner
+from ssl_models.training.optimizer import Optimizer
+from ssl_models.training.parallel import World
 from ssl_models.train import clip
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = False
@@ -95,11 +96,11 @@ PIL = (
     """
 from PIL import Image
 from benchmarks.augment import pil_view
-from ssl_models.augment import Augmentation
-from ssl_models.losses import nt_xent
+from ssl_models.data.augmentation import Augmentation
+from ssl_models.objectives.shared.losses import nt_xent
 from ssl_models.config import Backbone
-from ssl_models.presets import resolve_resnet
-from ssl_models.resnet import ResNet
+from ssl_models.models.presets import resolve_resnet
+from ssl_models.models.resnet import ResNet
 options = Augmentation()
 def view(picture): return torch.from_numpy(pil_view(picture, options, random))
 class Model(nn.Module):

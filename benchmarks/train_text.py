@@ -91,10 +91,11 @@ RECIPE: dict[str, Any] = {
 OURS = """
 import json, sys, time
 from pathlib import Path
-from ssl_models import progress, train
-from ssl_models.job import Job
-from ssl_models.parallel import World
-from ssl_models.signals import Signals
+from ssl_models.training import progress
+from ssl_models import train
+from ssl_models.training.job import Job
+from ssl_models.training.parallel import World
+from ssl_models.training.signals import Signals
 class Stamps(progress.Progress):
     def step(self, done, loss, rate):
         print(f"step {done} at {time.perf_counter()} cpu {time.process_time()}")
@@ -206,8 +207,8 @@ def prepare(scratch: Path, contexts: set[int]) -> None:
 def prepare_peers(scratch: Path, corpus: str) -> int:
     """Write `train.bin`, `val.bin` and `meta.pkl` as nanoGPT reads them, with our ids and our split of the documents;
     the size of the vocabulary. A document is held out where rows of the validation split make up most of it."""
-    from ssl_models.encoding import Encoding
-    from ssl_models.shards import Shards
+    from ssl_models.data.encoding import Encoding
+    from ssl_models.data.shards import Shards
 
     shards = scratch / "data" / "shard" / corpus / "shards"
     encoding, validation = Encoding.load(shards / "encoding"), Shards.open(shards).split("validation")

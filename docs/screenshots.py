@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, ViewportSize, sync_playwright
 
-from flows import leash
+from flows.execution import leash
 from flows.links import ranked_runs
 from stages.provenance import tracking_uri
 

@@ -24,7 +24,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.graph import Node
+from flows.execution.graph import Node
 from flows.links import mlflow_run_page
 
 PROGRESS_SECONDS = 5.0

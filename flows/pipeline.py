@@ -30,12 +30,13 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import artifacts, graph, publish
+from flows import artifacts
 from flows.artifacts import Outcome, StageProgress
-from flows.graph import GraphError, Node
+from flows.execution import graph, publish
+from flows.execution.graph import GraphError, Node
+from flows.execution.stage_task import Children, Ended, Policy, StageError, repro
 from flows.hooks import notify
 from flows.links import flow_run_page
-from flows.stage_task import Children, Ended, Policy, StageError, repro
 from stages.provenance import FLOW_RUN_URL
 
 MOST_PARALLEL = 32
@@ -298,9 +299,3 @@ def _message(state: State[Any], nodes: Sequence[Node]) -> str:
     ran = ", ".join(node.name for node in nodes if node.changed) or "nothing"
     url = flow_run_page(runtime.flow_run.id)
     return f"Results: {state.message}\n\nRan: {ran}\n" + (f"Flow run: {url}\n" if url else "")
-
-
-if __name__ == "__main__":
-    from flows.run import main
-
-    main()

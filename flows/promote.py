@@ -8,11 +8,11 @@ import argparse
 import sys
 from typing import Any
 
-from ssl_models import tracking
-from ssl_models.job import Tracking
+from ssl_models.tracking import store
+from ssl_models.training.job import Tracking
 from stages import params, provenance
 from stages.params import UserError
-from stages.registry import ACCURACY, CHAMPION, DECISION, MODEL, Registry
+from stages.registry.versions import ACCURACY, CHAMPION, DECISION, MODEL, Registry
 
 
 def promote(registry: Registry, corpus: str, version: str | None = None, back: bool = False) -> str:
@@ -52,7 +52,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         params.corpus(given.corpus)
-        tracking.quiet()
+        store.quiet()
         registry = Registry(Tracking(uri=provenance.tracking_uri(), experiment=given.corpus))
         print(promote(registry, given.corpus, given.version, given.back))
     except UserError as error:

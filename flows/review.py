@@ -12,8 +12,8 @@ import os
 import sys
 
 from flows.links import REVIEW_HOST, REVIEW_PORT, VIEW, ranked_runs
-from ssl_models import tracking
-from ssl_models.addresses import public
+from ssl_models.tracking import store
+from ssl_models.tracking.addresses import public
 from stages import provenance
 from stages.params import UserError
 
@@ -45,7 +45,7 @@ def rankings(uri: str, base: str) -> list[str]:
     """For each experiment, the address of its runs, the best probe first; the view is put into the store."""
     from mlflow import MlflowClient
 
-    with tracking.created(uri):
+    with store.created(uri):
         client = MlflowClient(tracking_uri=uri)
         named = sorted((e.name, str(e.experiment_id)) for e in client.search_experiments() if e.name != "Default")
         for _, identifier in named:
@@ -67,7 +67,7 @@ def main() -> None:
     if uri.startswith("http"):
         print(f"the runs are on a server: open {public(uri)}")
         return
-    tracking.quiet()
+    store.quiet()
     base = f"http://{given.host}:{given.port}"
     for line in rankings(uri, base):
         print(line)

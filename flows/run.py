@@ -11,7 +11,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from flows import graph, server
+from flows import server
+from flows.execution import graph
 
 
 def options() -> argparse.ArgumentParser:

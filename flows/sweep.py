@@ -26,9 +26,9 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.artifacts import flat
+from flows.execution.stage_task import Children, Ended, StageError, command_status
 from flows.hooks import notify
 from flows.links import flow_run_page, mlflow_address
-from flows.stage_task import Children, Ended, StageError, command_status
 from stages.provenance import FLOW_RUN_URL
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]

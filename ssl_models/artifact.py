@@ -18,15 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_models import huggingface, objectives, presets
+from ssl_models import huggingface, objectives
 from ssl_models.config import Backbone, Model
-from ssl_models.denoising import Denoising
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface import vision
 from ssl_models.huggingface.files import read_json
 from ssl_models.huggingface.tokenizer import same_ids
+from ssl_models.models import presets
+from ssl_models.models.transformer import Transformer
 from ssl_models.objectives import Objective
-from ssl_models.transformer import Transformer
+from ssl_models.objectives.shared.denoising import Denoising
 
 WEIGHTS, CONFIG, PRETEXT, ENCODING = "model.safetensors", "config.json", "pretext.json", "encoding"
 FORMAT = 1

@@ -18,8 +18,8 @@ class Strict(BaseModel):
 
 
 class Backbone(BaseModel):
-    """The encoder: an architecture (a module of `ssl_models`: `transformer`, `resnet`), a preset of it, and any of the
-    preset's own fields to override (`layers`, `width`, ...). `ssl_models.presets.resolve` validates all three."""
+    """The encoder: an architecture (a module of `ssl_models.models`), a preset of it, and any of the preset's own
+    fields to override (`layers`, `width`, ...). `ssl_models.models.presets` validates all three."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

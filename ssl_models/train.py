@@ -21,19 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_models import artifact, checkpoint, compiler
-from ssl_models.batches import Batches, on
-from ssl_models.encoding import Encoding
-from ssl_models.evaluation import Evaluation
-from ssl_models.gradient import Learner
-from ssl_models.job import Compute, Job, JobError
+from ssl_models import artifact
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.shards import Shards, Split
+from ssl_models.models import compiler
 from ssl_models.objectives import Objective
-from ssl_models.optimizer import Optimizer
-from ssl_models.parallel import World, first_to_fail, has_batch_norm, synchronise
-from ssl_models.progress import Progress
-from ssl_models.shards import Shards, Split
-from ssl_models.signals import Signals
-from ssl_models.tracking import Status, Tracker
+from ssl_models.tracking.tracker import Status, Tracker
+from ssl_models.training import checkpoint
+from ssl_models.training.batches import Batches, on
+from ssl_models.training.evaluation import Evaluation
+from ssl_models.training.job import Compute, Job, JobError
+from ssl_models.training.learner import Learner
+from ssl_models.training.optimizer import Optimizer
+from ssl_models.training.parallel import World, first_to_fail, has_batch_norm, synchronise
+from ssl_models.training.progress import Progress
+from ssl_models.training.signals import Signals
 
 PATIENCE = 5
 """Steps in a row whose loss or gradient may be infinite or NaN; they are skipped, then the job gives up."""

@@ -1,5 +1,5 @@
 """The linear-probe stage: `python -m stages.linear_probe MODEL`. It freezes the model, reads features of the labelled
-rows, and writes the whole table of `ssl_models.probe`: metrics, curve, confusion, predictions; and into MLflow.
+rows, and writes the whole table of `ssl_models.probing.probe`: metrics, curve, confusion, predictions; and into MLflow.
 
 Where a corpus has no labels there is nothing to ask: the stage says so, and succeeds.
 """
@@ -17,17 +17,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ssl_models import artifact, memory, probe_tracking, report
+from ssl_models import artifact
 from ssl_models.config import Probe
-from ssl_models.encoding import Encoding
-from ssl_models.features import Source, classify, extract, extract_raw
-from ssl_models.job import Tracking
+from ssl_models.cpu import allocator
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.shards import Shards, Split
 from ssl_models.objectives import Objective
-from ssl_models.probe import Report, Score, Task, probe
-from ssl_models.probe_tracking import Run
-from ssl_models.shards import Shards, Split
-from stages import params, provenance, registry, tables
+from ssl_models.probing import report
+from ssl_models.probing.features import Source, classify, extract, extract_raw
+from ssl_models.probing.probe import Report, Score, Task, probe
+from ssl_models.tracking import probe as probe_tracking
+from ssl_models.tracking.probe import Run
+from ssl_models.training.job import Tracking
+from stages import params, provenance, tables
 from stages.params import UserError
+from stages.registry import versions as registry
 
 PREDICTIONS = pa.schema(
     [("row", pa.int64()), ("actual", pa.string()), ("predicted", pa.string()), ("correct", pa.bool_())]
@@ -76,7 +80,7 @@ def source(split: Split, task: Task, encoding: Encoding) -> Source:
 def run_probe(name: str, trained: Objective, fresh: Objective, rows: Source, task: Task, config: Probe) -> Report:
     """Features of the trained and of the random encoder and the raw input, then the protocol."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    memory.keep_freed()
+    allocator.keep_freed()
     with tempfile.TemporaryDirectory(prefix="pretext-probe-") as temporary:
         folders = [Path(temporary) / part for part in ("pretrained", "random_init", "raw_input")]
         for folder in folders:

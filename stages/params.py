@@ -20,9 +20,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 import ssl_models
-from ssl_models import presets
-from ssl_models.addresses import public, secret
 from ssl_models.config import Backbone, Model, Probe, Strict
+from ssl_models.models import presets
+from ssl_models.tracking.addresses import public, secret
 
 PARAMS = Path("params.yaml")
 COMPUTE = Path("compute.yaml")

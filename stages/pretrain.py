@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ssl_models import job
 from ssl_models.config import Model
+from ssl_models.training import job
 from stages import dispatch, params, provenance, tables
 from stages.params import PARAMS, UserError
 

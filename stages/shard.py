@@ -32,8 +32,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_models.encoding import Encoding
-from ssl_models.manifest import FILE, Column, Manifest, Shard, SplitManifest, checksum
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.manifest import FILE, Column, Manifest, Shard, SplitManifest, checksum
 from stages import splits, tables
 from stages.params import UserError, corpus, find, main, options
 from stages.progress import Progress

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from stages import engine, tables
 from stages.params import UserError, corpus, find, main, options
 

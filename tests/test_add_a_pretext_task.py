@@ -12,9 +12,10 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from ssl_models import artifact, keyed, objectives
+from ssl_models import artifact, objectives
 from ssl_models.config import Model
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
 from tests.ssl_models import corpora, texts
 
 PAGE = Path("docs/add-a-pretext-task.md")

@@ -20,8 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ssl_models.config import Backbone
-from ssl_models.denoising import Denoising
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface import bart, bert, gpt2, llama, t5
 from ssl_models.huggingface.files import CONFIG, GENERATION, WEIGHTS, read_json, read_weights
 from ssl_models.huggingface.mapping import (
@@ -34,8 +33,9 @@ from ssl_models.huggingface.mapping import (
     rename_to,
 )
 from ssl_models.huggingface.tokenizer import save_tokenizer
-from ssl_models.presets import Architecture, resolve
-from ssl_models.transformer import Transformer
+from ssl_models.models.presets import Architecture, resolve
+from ssl_models.models.transformer import Transformer
+from ssl_models.objectives.shared.denoising import Denoising
 
 CORRESPONDENCES: dict[str, Correspondence] = {
     module.CORRESPONDENCE.model_type: module.CORRESPONDENCE for module in (gpt2, llama, bert, t5, bart)

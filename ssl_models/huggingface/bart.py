@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.gpt2 import ACTIVATIONS
 from ssl_models.huggingface.mapping import Config, Correspondence, State, Table, allow, name_of, one_of
-from ssl_models.presets import Architecture
+from ssl_models.models.presets import Architecture
 
 BEGIN = 2
 """`decoder_start_token_id` where a configuration has none."""
@@ -28,10 +28,10 @@ def _side(side: str) -> Table:
         f"{side}_positions.norm": f"model.{side}.layernorm_embedding",
         f"{ours}.attention.qkv": tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv"),
         f"{ours}.attention.out": f"{theirs}.self_attn.out_proj",
-        f"{ours}.attention_branch.norm": f"{theirs}.self_attn_layer_norm",
+        f"{ours}.attention_residual.norm": f"{theirs}.self_attn_layer_norm",
         f"{ours}.mlp.up": f"{theirs}.fc1",
         f"{ours}.mlp.down": f"{theirs}.fc2",
-        f"{ours}.mlp_branch.norm": f"{theirs}.final_layer_norm",
+        f"{ours}.mlp_residual.norm": f"{theirs}.final_layer_norm",
     }
 
 
@@ -39,13 +39,13 @@ TABLE: Table = {
     "tokens": "model.shared",
     **_side("encoder"),
     **_side("decoder"),
-    "decoder.blocks.{}.cross.q": "model.decoder.layers.{}.encoder_attn.q_proj",
-    "decoder.blocks.{}.cross.kv": (
+    "decoder.blocks.{}.cross_attention.q": "model.decoder.layers.{}.encoder_attn.q_proj",
+    "decoder.blocks.{}.cross_attention.kv": (
         "model.decoder.layers.{}.encoder_attn.k_proj",
         "model.decoder.layers.{}.encoder_attn.v_proj",
     ),
-    "decoder.blocks.{}.cross.out": "model.decoder.layers.{}.encoder_attn.out_proj",
-    "decoder.blocks.{}.cross_branch.norm": "model.decoder.layers.{}.encoder_attn_layer_norm",
+    "decoder.blocks.{}.cross_attention.out": "model.decoder.layers.{}.encoder_attn.out_proj",
+    "decoder.blocks.{}.cross_residual.norm": "model.decoder.layers.{}.encoder_attn_layer_norm",
     "head": "lm_head",
 }
 

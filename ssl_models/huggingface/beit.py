@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.mapping import Config, Table, allow
 from ssl_models.huggingface.picture_mapping import (
     Described,

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.gpt2 import ACTIVATIONS
 from ssl_models.huggingface.mapping import Config, Correspondence, State, Table, allow, name_of, one_of
-from ssl_models.presets import Architecture
+from ssl_models.models.presets import Architecture
 
 TABLE: Table = {
     "tokens": "bert.embeddings.word_embeddings",
@@ -21,10 +21,10 @@ TABLE: Table = {
         "bert.encoder.layer.{}.attention.self.value",
     ),
     "encoder.blocks.{}.attention.out": "bert.encoder.layer.{}.attention.output.dense",
-    "encoder.blocks.{}.attention_branch.norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
+    "encoder.blocks.{}.attention_residual.norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
     "encoder.blocks.{}.mlp.up": "bert.encoder.layer.{}.intermediate.dense",
     "encoder.blocks.{}.mlp.down": "bert.encoder.layer.{}.output.dense",
-    "encoder.blocks.{}.mlp_branch.norm": "bert.encoder.layer.{}.output.LayerNorm",
+    "encoder.blocks.{}.mlp_residual.norm": "bert.encoder.layer.{}.output.LayerNorm",
     "transform.dense": "cls.predictions.transform.dense",
     "transform.norm": "cls.predictions.transform.LayerNorm",
     "head": "cls.predictions.decoder",

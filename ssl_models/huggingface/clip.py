@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.gpt2 import ACTIVATIONS
 from ssl_models.huggingface.mapping import Config, Table, allow, name_of, one_of
 from ssl_models.huggingface.picture_mapping import (
@@ -18,10 +18,10 @@ from ssl_models.huggingface.picture_mapping import (
     side,
     square,
 )
+from ssl_models.models.presets import Architecture
+from ssl_models.models.vision import PatchEncoder
 from ssl_models.objectives import Objective
 from ssl_models.objectives.image_text import ImageText
-from ssl_models.presets import Architecture
-from ssl_models.vision import PatchEncoder
 
 _MISTAKEN_END = 2
 _MLPS = {name: ACTIVATIONS[name] for name in ("quick_gelu", "gelu")}
@@ -114,10 +114,10 @@ def check(config: Config, objective: ImageText) -> None:
 def _layers(ours: str, theirs: str) -> Table:
     block, layer = f"{ours}.blocks.{{}}", f"{theirs}.encoder.layers.{{}}"
     return {
-        f"{block}.attention_branch.norm": f"{layer}.layer_norm1",
+        f"{block}.attention_residual.norm": f"{layer}.layer_norm1",
         f"{block}.attention.qkv": tuple(f"{layer}.self_attn.{part}_proj" for part in "qkv"),
         f"{block}.attention.out": f"{layer}.self_attn.out_proj",
-        f"{block}.mlp_branch.norm": f"{layer}.layer_norm2",
+        f"{block}.mlp_residual.norm": f"{layer}.layer_norm2",
         f"{block}.mlp.up": f"{layer}.mlp.fc1",
         f"{block}.mlp.down": f"{layer}.mlp.fc2",
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.mapping import Config, Correspondence, State, Table, allow, name_of, one_of
-from ssl_models.presets import Architecture
+from ssl_models.models.presets import Architecture
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -20,10 +20,10 @@ ACTIVATIONS = {
 TABLE: Table = {
     "tokens": "transformer.wte",
     "decoder_positions.table": "transformer.wpe",
-    "decoder.blocks.{}.attention_branch.norm": "transformer.h.{}.ln_1",
+    "decoder.blocks.{}.attention_residual.norm": "transformer.h.{}.ln_1",
     "decoder.blocks.{}.attention.qkv": "transformer.h.{}.attn.c_attn",
     "decoder.blocks.{}.attention.out": "transformer.h.{}.attn.c_proj",
-    "decoder.blocks.{}.mlp_branch.norm": "transformer.h.{}.ln_2",
+    "decoder.blocks.{}.mlp_residual.norm": "transformer.h.{}.ln_2",
     "decoder.blocks.{}.mlp.up": "transformer.h.{}.mlp.c_fc",
     "decoder.blocks.{}.mlp.down": "transformer.h.{}.mlp.c_proj",
     "decoder.norm": "transformer.ln_f",

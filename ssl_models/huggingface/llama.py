@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.mapping import Config, Correspondence, Table, allow, name_of, one_of
-from ssl_models.presets import Architecture
+from ssl_models.models.presets import Architecture
 
 ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 
 TABLE: Table = {
     "tokens": "model.embed_tokens",
-    "decoder.blocks.{}.attention_branch.norm": "model.layers.{}.input_layernorm",
+    "decoder.blocks.{}.attention_residual.norm": "model.layers.{}.input_layernorm",
     "decoder.blocks.{}.attention.qkv": (
         "model.layers.{}.self_attn.q_proj",
         "model.layers.{}.self_attn.k_proj",
         "model.layers.{}.self_attn.v_proj",
     ),
     "decoder.blocks.{}.attention.out": "model.layers.{}.self_attn.o_proj",
-    "decoder.blocks.{}.mlp_branch.norm": "model.layers.{}.post_attention_layernorm",
+    "decoder.blocks.{}.mlp_residual.norm": "model.layers.{}.post_attention_layernorm",
     "decoder.blocks.{}.mlp.up": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
     "decoder.blocks.{}.mlp.down": "model.layers.{}.mlp.down_proj",
     "decoder.norm": "model.norm",

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_models.encoding import Encoding
-from ssl_models.presets import Architecture
+from ssl_models.data.encoding import Encoding
+from ssl_models.models.presets import Architecture
 
 State = dict[str, Tensor]
 Config = dict[str, Any]

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.gpt2 import ACTIVATIONS
 from ssl_models.huggingface.mapping import Config, State, Table, allow, name_of, one_of
+from ssl_models.models.presets import Architecture
+from ssl_models.models.vision import PatchEncoder
 from ssl_models.objectives import Objective
-from ssl_models.presets import Architecture
-from ssl_models.vision import PatchEncoder
 
 ABSOLUTE = ("learned", "sincos")
 """Positions that are one vector per place, whatever made it: a table on the other side."""
@@ -87,14 +87,14 @@ def layers(ours: str, theirs: str) -> Table:
     """The blocks of a ViT under the names that ViT, ViT-MAE and BEiT share."""
     block, layer = f"{ours}.blocks.{{}}", f"{theirs}.layer.{{}}"
     return {
-        f"{block}.attention_branch.norm": f"{layer}.layernorm_before",
+        f"{block}.attention_residual.norm": f"{layer}.layernorm_before",
         f"{block}.attention.qkv": tuple(f"{layer}.attention.attention.{part}" for part in ("query", "key", "value")),
         f"{block}.attention.out": f"{layer}.attention.output.dense",
-        f"{block}.attention_branch.scale.factor": f"{layer}.lambda_1",
-        f"{block}.mlp_branch.norm": f"{layer}.layernorm_after",
+        f"{block}.attention_residual.scale.factor": f"{layer}.lambda_1",
+        f"{block}.mlp_residual.norm": f"{layer}.layernorm_after",
         f"{block}.mlp.up": f"{layer}.intermediate.dense",
         f"{block}.mlp.down": f"{layer}.output.dense",
-        f"{block}.mlp_branch.scale.factor": f"{layer}.lambda_2",
+        f"{block}.mlp_residual.scale.factor": f"{layer}.lambda_2",
     }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.mapping import Config, Correspondence, State, Table, name_of, one_of
-from ssl_models.presets import Architecture
+from ssl_models.models.presets import Architecture
 
 PROJECTIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
 
@@ -19,10 +19,10 @@ def _side(side: str, mlp: int, *, gated: bool) -> Table:
     dense = f"{side}.block.{{}}.layer.{mlp}"
     up = (f"{dense}.DenseReluDense.wi_0", f"{dense}.DenseReluDense.wi_1")
     return {
-        f"{ours}.attention_branch.norm": f"{attention}.layer_norm",
+        f"{ours}.attention_residual.norm": f"{attention}.layer_norm",
         f"{ours}.attention.qkv": tuple(f"{attention}.SelfAttention.{part}" for part in "qkv"),
         f"{ours}.attention.out": f"{attention}.SelfAttention.o",
-        f"{ours}.mlp_branch.norm": f"{dense}.layer_norm",
+        f"{ours}.mlp_residual.norm": f"{dense}.layer_norm",
         f"{ours}.mlp.up": up if gated else f"{dense}.DenseReluDense.wi",
         f"{ours}.mlp.down": f"{dense}.DenseReluDense.wo",
         f"{side}.bias.table": f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias",
@@ -36,10 +36,10 @@ def table(a: Architecture) -> Table:
         "tokens": "shared",
         **_side("encoder", 1, gated=a.gated),
         **_side("decoder", 2, gated=a.gated),
-        "decoder.blocks.{}.cross_branch.norm": "decoder.block.{}.layer.1.layer_norm",
-        "decoder.blocks.{}.cross.q": f"{_CROSS}.q",
-        "decoder.blocks.{}.cross.kv": (f"{_CROSS}.k", f"{_CROSS}.v"),
-        "decoder.blocks.{}.cross.out": f"{_CROSS}.o",
+        "decoder.blocks.{}.cross_residual.norm": "decoder.block.{}.layer.1.layer_norm",
+        "decoder.blocks.{}.cross_attention.q": f"{_CROSS}.q",
+        "decoder.blocks.{}.cross_attention.kv": (f"{_CROSS}.k", f"{_CROSS}.v"),
+        "decoder.blocks.{}.cross_attention.out": f"{_CROSS}.o",
         "head": "lm_head",
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.files import read_json
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssl_models import objectives
 from ssl_models.config import Backbone, Model
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface import beit, clip, vit, vit_mae
 from ssl_models.huggingface.files import CONFIG, WEIGHTS, read_json, read_tensors, read_weights
 from ssl_models.huggingface.mapping import (
@@ -41,9 +41,9 @@ from ssl_models.huggingface.picture_mapping import (
     release,
 )
 from ssl_models.huggingface.tokenizer import save_tokenizer
+from ssl_models.models.presets import Architecture, resolve
+from ssl_models.models.vision import PatchEncoder
 from ssl_models.objectives import Objective
-from ssl_models.presets import Architecture, resolve
-from ssl_models.vision import PatchEncoder
 
 CORRESPONDENCES: dict[str, PictureCorrespondence] = {
     module.CORRESPONDENCE.model_type: module.CORRESPONDENCE for module in (vit, vit_mae, beit, clip)

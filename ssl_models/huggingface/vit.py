@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.huggingface.mapping import Config, Table
 from ssl_models.huggingface.picture_mapping import (
     Described,

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 
 Rows = dict[str, Tensor]
 """Clean rows of a shard on the device. text: `tokens` int64 `[batch, length]`; image: `pixels` uint8 `[batch, channels,
@@ -64,7 +64,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
-        """Corrupt or augment `rows`; `keys` int64 `[batch]` come from `ssl_models.keyed.keys`."""
+        """Corrupt or augment `rows`; `keys` int64 `[batch]` come from `ssl_models.data.keyed.keys`."""
 
     @abstractmethod
     def count(self, batch: Batch) -> Tensor:

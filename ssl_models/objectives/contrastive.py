@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_models import augment, losses, pictures
-from ssl_models.augment import Augmentation
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data.augmentation import Augmentation
+from ssl_models.data.encoding import Encoding
+from ssl_models.models.vision import Encoded, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.vision import Encoded, vision_encoder
+from ssl_models.objectives.shared import augment, losses, pictures
 
 _FIRST, _SECOND = 0, 2
 """Streams of `keyed`; a view uses two."""

@@ -19,14 +19,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_models import augment, losses, pictures
-from ssl_models.augment import Augmentation
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data.augmentation import Augmentation
+from ssl_models.data.encoding import Encoding
+from ssl_models.models.presets import resolve
+from ssl_models.models.transformer import Transformer
+from ssl_models.models.vision import vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.presets import resolve
-from ssl_models.transformer import Transformer
-from ssl_models.vision import vision_encoder
+from ssl_models.objectives.shared import augment, losses, pictures
 
 _CLIP_START, _CLIP_MOST = math.log(1 / 0.07), math.log(100)
 _SIGLIP_START, _SIGLIP_BIAS = math.log(10), -10.0

@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_models import keyed
 from ssl_models.config import Backbone
-from ssl_models.cross_entropy import IGNORE, evaluate, linear_cross_entropy
-from ssl_models.encoding import Encoding
-from ssl_models.linear import linear
+from ssl_models.cpu.linear import linear
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Options, Outcome, Rows
-from ssl_models.text import TextObjective, check_mask, content, listed
+from ssl_models.objectives.shared.cross_entropy import IGNORE, evaluate, linear_cross_entropy
+from ssl_models.objectives.shared.text import TextObjective, check_mask, content, listed
 
 STANDARD_RATE = 0.15
 """The rate of every evaluation, so that losses of models trained at other rates can be compared."""

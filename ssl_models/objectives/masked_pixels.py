@@ -11,13 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ssl_models import keyed, pictures
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
+from ssl_models.models.presets import resolve
+from ssl_models.models.transformer import Stack
+from ssl_models.models.vision import patch_encoder, patchify, sine_cosine_2d, to_unit, unpatchify
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.presets import resolve
-from ssl_models.transformer import Stack
-from ssl_models.vision import patch_encoder, patchify, sine_cosine_2d, to_unit, unpatchify
+from ssl_models.objectives.shared import pictures
 
 _ORDER = 0
 """Stream of `keyed`."""

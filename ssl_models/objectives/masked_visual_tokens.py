@@ -14,12 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_models import codebook, keyed, pictures
 from ssl_models.config import Backbone
-from ssl_models.cross_entropy import IGNORE
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
+from ssl_models.models import codebook
+from ssl_models.models.vision import patch_encoder, patchify, to_unit, unpatchify
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.vision import patch_encoder, patchify, to_unit, unpatchify
+from ssl_models.objectives.shared import pictures
+from ssl_models.objectives.shared.cross_entropy import IGNORE
 
 _BLOCKS = 0
 """Stream of `keyed`."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_models import pictures
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
+from ssl_models.models.transformer import Stack
+from ssl_models.models.vision import patch_encoder, to_unit, unpatchify
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.transformer import Stack
-from ssl_models.vision import patch_encoder, to_unit, unpatchify
+from ssl_models.objectives.shared import pictures
 
 _SPREAD = 0.02
 

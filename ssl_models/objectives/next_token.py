@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_models.config import Backbone
-from ssl_models.cross_entropy import IGNORE, evaluate, linear_cross_entropy
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Options, Outcome, Rows
-from ssl_models.sampling import continuation
-from ssl_models.text import TextObjective, compared, content, shifted
+from ssl_models.objectives.shared.cross_entropy import IGNORE, evaluate, linear_cross_entropy
+from ssl_models.objectives.shared.sampling import continuation
+from ssl_models.objectives.shared.text import TextObjective, compared, content, shifted
 
 _PROMPT, _SAMPLE = 16, 96
 """Tokens of the prompt, and of the prompt with its continuation, shown to a reviewer."""

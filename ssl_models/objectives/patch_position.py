@@ -13,11 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_models import keyed, pictures
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
+from ssl_models.models.vision import ConvolutionalEncoder, to_unit, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.vision import ConvolutionalEncoder, to_unit, vision_encoder
+from ssl_models.objectives.shared import pictures
 
 _JITTER, _CHOICE, _NOISE = range(3)
 """Streams of `keyed`."""

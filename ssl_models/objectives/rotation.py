@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_models import augment, pictures
-from ssl_models.augment import Augmentation
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data.augmentation import Augmentation
+from ssl_models.data.encoding import Encoding
+from ssl_models.models.vision import to_unit, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.vision import to_unit, vision_encoder
+from ssl_models.objectives.shared import augment, pictures
 
 _VIEW = 0
 """Stream of `keyed`."""

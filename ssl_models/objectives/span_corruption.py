@@ -16,13 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ssl_models import keyed
 from ssl_models.config import Backbone
-from ssl_models.cross_entropy import IGNORE
-from ssl_models.denoising import Denoising
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Options, Rows
-from ssl_models.text import compact, content, listed, shifted, spanned
+from ssl_models.objectives.shared.cross_entropy import IGNORE
+from ssl_models.objectives.shared.denoising import Denoising
+from ssl_models.objectives.shared.text import compact, content, listed, shifted, spanned
 
 _NOISE, _REST = range(2)
 """Streams of `keyed`."""

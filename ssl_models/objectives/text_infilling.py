@@ -21,13 +21,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_models import keyed
 from ssl_models.config import Backbone
-from ssl_models.cross_entropy import IGNORE
-from ssl_models.denoising import Denoising
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
 from ssl_models.objectives import Batch, Examples, Options, Rows
-from ssl_models.text import check_mask, content, listed, shifted, spanned
+from ssl_models.objectives.shared.cross_entropy import IGNORE
+from ssl_models.objectives.shared.denoising import Denoising
+from ssl_models.objectives.shared.text import check_mask, content, listed, shifted, spanned
 
 _ORDER, _ROUND, _LENGTHS, _GAPS = range(4)
 """Streams of `keyed`."""

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from ssl_models.job import STORE
-from ssl_models.lifetime import die_with_parent
+from ssl_models.training.job import STORE
+from ssl_models.training.lifetime import die_with_parent
 from stages.params import COMPUTE, Compute, Local, UserError
 
 LOCKS = Path(tempfile.gettempdir()) / "pretext-gpus"

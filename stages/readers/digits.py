@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import pictures, readers
+from stages import readers
+from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import File, Partition, Record
 

@@ -16,7 +16,8 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from stages import pictures, readers, sources
+from stages import readers, sources
+from stages.modalities.image import pictures
 from stages.readers import File, Partition, Record, Reject
 from stages.tables import PARTITION_BYTES
 

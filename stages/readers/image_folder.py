@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stages import pictures, readers, sources
+from stages import readers, sources
+from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, csv, jsonl
 

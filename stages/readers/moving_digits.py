@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from stages import pictures, readers
+from stages import readers
+from stages.modalities.image import pictures
 from stages.readers import File, Partition, Record
 from stages.readers.digits import SIDE, content, handwritten
 

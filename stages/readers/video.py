@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from stages import pictures, readers, sources
+from stages import readers, sources
+from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import Partition, Record, Reject
 

@@ -13,7 +13,8 @@ from typing import IO, Any, cast
 
 from pydantic import Field
 
-from stages import pictures, readers, sources
+from stages import readers, sources
+from stages.modalities.image import pictures
 from stages.readers import File, Partition, Record, Reject, image_folder
 
 MODALITIES = frozenset({"image", "image_text"})

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ssl_models.lifetime import die_with_parent
+from ssl_models.training.lifetime import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 WORK = """

@@ -11,7 +11,7 @@ import pytest
 
 from flows import artifacts
 from flows.artifacts import Outcome
-from flows.graph import Node
+from flows.execution.graph import Node
 from flows.links import mlflow_address, ranked_runs
 from tests.flows.conftest import Project
 

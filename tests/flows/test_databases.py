@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TRACKED = """
 import sys
 from pathlib import Path
-from ssl_models import tracking
+from ssl_models.tracking import store
 from stages import provenance
-client, experiment = tracking.connect(store := provenance.tracking("corpus", "pretrain@m", ()))
+client, experiment = store.connect(tracking := provenance.tracking("corpus", "pretrain@m", ()))
 run = client.create_run(experiment, run_name="m", tags=store.tags)
 client.log_metric(run.info.run_id, "probe.accuracy", 0.5)
 client.log_text(run.info.run_id, "hello", "hello.txt")

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 import ssl_models.objectives
 from ssl_models.config import Backbone, Model, Train
-from ssl_models.encoding import Encoding
-from ssl_models.job import Compute, Job, Tracking
-from ssl_models.manifest import Column, Manifest, Shard, SplitManifest, checksum
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.manifest import Column, Manifest, Shard, SplitManifest, checksum
+from ssl_models.training.job import Compute, Job, Tracking
 
 TOYS = Path(__file__).parent / "objectives"
 if str(TOYS) not in ssl_models.objectives.__path__:

@@ -17,10 +17,11 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from ssl_models import artifact, keyed
-from ssl_models.encoding import Encoding
-from ssl_models.gradient import Learner, Totals
-from ssl_models.parallel import World
+from ssl_models import artifact
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
+from ssl_models.training.learner import Learner, Totals
+from ssl_models.training.parallel import World
 from tests.ssl_models import corpora, gradient_cases
 from tests.ssl_models.gradient_cases import CASES, FRAMES, Case
 from tests.ssl_models.objectives import pictures

@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_models import artifact, codebook, keyed
+from ssl_models import artifact
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
-from ssl_models.gradient import EVALUATION_STEP, Learner, Totals
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.shards import Shards, batch_indices
+from ssl_models.models import codebook
 from ssl_models.objectives import Rows
-from ssl_models.parallel import World, synchronise
-from ssl_models.shards import Shards, batch_indices
+from ssl_models.training.learner import EVALUATION_STEP, Learner, Totals
+from ssl_models.training.parallel import World, synchronise
 from tests.ssl_models import corpora
 from tests.ssl_models.objectives import pictures
 

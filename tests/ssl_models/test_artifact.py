@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 
 from ssl_models import artifact
 from ssl_models.config import Backbone, Model
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from ssl_models.objectives import Objective
 from tests.ssl_models import corpora
 from tests.ssl_models.corpora import model

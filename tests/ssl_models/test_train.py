@@ -14,10 +14,12 @@ import psutil
 import pytest
 import torch
 
-from ssl_models import artifact, checkpoint, compiler, train
+from ssl_models import artifact, train
 from ssl_models.config import Model
-from ssl_models.job import Job, JobError
-from ssl_models.parallel import World
+from ssl_models.models import compiler
+from ssl_models.training import checkpoint
+from ssl_models.training.job import Job, JobError
+from ssl_models.training.parallel import World
 from stages.dispatch.local import Lease, Running
 from tests.ssl_models import corpora
 from tests.ssl_models.corpora import finish, model, start, tiny_job
@@ -281,7 +283,8 @@ def test_a_process_that_fails_alone_says_why_and_the_others_nothing(
 ) -> None:
     code = """
 import os
-from ssl_models import job, train
+from ssl_models.training import job
+from ssl_models import train
 def clip(*given):
     raise job.JobError("models.tiny: only here")
 if os.environ["RANK"] == "1":

@@ -16,13 +16,16 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
-from ssl_models import artifact, probe_tracking, report
+from ssl_models import artifact
 from ssl_models.config import Backbone, Model, Train
-from ssl_models.encoding import Encoding
-from ssl_models.job import Tracking
-from ssl_models.probe_tracking import Run
-from stages import linear_probe, params, registry
+from ssl_models.data.encoding import Encoding
+from ssl_models.probing import report
+from ssl_models.tracking import probe as probe_tracking
+from ssl_models.tracking.probe import Run
+from ssl_models.training.job import Tracking
+from stages import linear_probe, params
 from stages.params import UserError
+from stages.registry import versions as registry
 
 MODEL = Model(
     corpus="tiny",

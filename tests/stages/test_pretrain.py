@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_models.job import Job
+from ssl_models.training.job import Job
 from stages import params, pretrain, provenance
 from stages.params import UserError
 from tests.ssl_models import corpora

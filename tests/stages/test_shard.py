@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_models.encoding import Encoding
-from ssl_models.shards import Shards
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.shards import Shards
 from stages import shard, tables, tokenize
 from stages.params import UserError
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from stages import tables, tokenize
 from stages.params import UserError
 

@@ -30,8 +30,8 @@ from PIL import Image
 from pydantic import Field
 
 from ssl_models.config import Strict
-from stages import pictures
 from stages.clusters import Clusters, Sketch, Sketches, compiled, first_of_equals, heads, join, pairs_in_buckets
+from stages.modalities.image import pictures
 from stages.params import UserError
 
 BATCH_ROWS = 64

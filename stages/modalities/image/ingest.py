@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from stages import pictures, readers
+from stages import readers
+from stages.modalities.image import pictures
 from stages.readers import Record
 
 FIELDS = (pa.field("image", pa.binary()),)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ssl_models.encoding import Encoding
-from ssl_models.manifest import Column
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.manifest import Column
 from stages.splits import Fractions, Ragged
 
 COLUMNS = ("pixels",)

@@ -1,7 +1,7 @@
 """Pictures become uint8 pixels of one size: decoded here, once, and memory-mapped ever after. A corpus too large for
 that keeps them as JPEGs of this size (`jpeg`), which are memory-mapped too and decoded as their rows are read.
 
-A picture is scaled until it covers the wanted size and its centre is cut out (`stages/pictures.py`). Mean and deviation
+A picture is scaled until it covers the wanted size and its centre is cut out (`pictures.py`). Mean and deviation
 of each channel, and the visual codebook where one is asked for, come from a sample that a hash of the id chooses: all
 of a corpus of up to `sample` pictures, and the same pictures in every run.
 """
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ssl_models.config import Strict
-from ssl_models.encoding import Encoding
-from stages import pictures
+from ssl_models.data.encoding import Encoding
+from stages.modalities.image import pictures
+from stages.modalities.image.pictures import Pixels
 from stages.params import UserError
-from stages.pictures import Pixels
 
 BATCH = 64
 """Pictures decoded at once."""
@@ -156,7 +156,7 @@ def _codebook(pixels: Pixels, options: Options, folder: Path) -> int:
     """Train the codebook and write it; its entries, fewer than asked for where the patches differ less."""
     import torch  # half a second, for corpora with a codebook only
 
-    from ssl_models import codebook
+    from ssl_models.models import codebook
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order would be another codebook
@@ -179,7 +179,7 @@ class Usage:
     """Counts the codes that the patches of a corpus get: None where there is no codebook."""
 
     def __init__(self, encoding: Encoding) -> None:
-        from ssl_models import codebook
+        from ssl_models.models import codebook
 
         self._codebook = codebook.load(encoding.folder)
         self._size = len(self._codebook.centres)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from ssl_models.encoding import Encoding
-from ssl_models.manifest import Column
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.manifest import Column
 from stages.modalities.image import shard as image
 from stages.modalities.text import shard as text
 from stages.splits import Fractions, Ragged

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from stages.modalities.image import tokenize as image
 from stages.modalities.text import tokenize as text
 

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from ssl_models.config import Strict
-from ssl_models.encoding import Encoding
+from ssl_models.data.encoding import Encoding
 from stages.params import UserError
 
 BATCH = 2048

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssl_models.encoding import Encoding
-from ssl_models.manifest import Column
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.manifest import Column
 from stages.modalities.image import shard as image
 from stages.splits import Fractions
 

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from ssl_models.encoding import Encoding
-from stages import pictures
+from ssl_models.data.encoding import Encoding
+from stages.modalities.image import pictures
 from stages.modalities.image import tokenize as image
-from stages.pictures import Pixels
+from stages.modalities.image.pictures import Pixels
 
 BATCH = 16
 """Clips decoded at once."""

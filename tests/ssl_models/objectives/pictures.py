@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_models import keyed
 from ssl_models.artifact import build
 from ssl_models.config import Backbone, Model, Train
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
 from ssl_models.objectives import Objective
 
 SIDE = 16

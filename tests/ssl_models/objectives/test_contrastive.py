@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ssl_models import losses
+from ssl_models.objectives.shared import losses
 from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, resnet, vit
 
 

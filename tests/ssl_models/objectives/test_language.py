@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_models.cross_entropy import IGNORE
 from ssl_models.huggingface import to_hugging_face
-from ssl_models.text import content
+from ssl_models.objectives.shared.cross_entropy import IGNORE
+from ssl_models.objectives.shared.text import content
 from tests.ssl_models import texts
 
 TASKS = list(texts.PRESETS)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_models.cross_entropy import IGNORE
+from ssl_models.objectives.shared.cross_entropy import IGNORE
 from tests.ssl_models import texts
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_models.vision import patchify, sine_cosine_2d, unpatchify
+from ssl_models.models.vision import patchify, sine_cosine_2d, unpatchify
 from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, vit
 
 

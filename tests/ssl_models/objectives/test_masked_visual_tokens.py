@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_models import codebook, keyed
+from ssl_models.data import keyed
+from ssl_models.models import codebook
 from ssl_models.objectives.masked_visual_tokens import block_masks
 from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, vit
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssl_models.cross_entropy import IGNORE
+from ssl_models.objectives.shared.cross_entropy import IGNORE
 from tests.ssl_models import texts
 
 

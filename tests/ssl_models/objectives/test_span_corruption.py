@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_models.cross_entropy import IGNORE
+from ssl_models.objectives.shared.cross_entropy import IGNORE
 from ssl_models.objectives.span_corruption import SpanCorruptionOptions, amounts, partition, splice, widths
 from tests.ssl_models import texts
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_models import artifact, codebook
+from ssl_models import artifact
 from ssl_models.config import Model, Train
+from ssl_models.models import codebook
 from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, resnet, vit
 
 CASES = {

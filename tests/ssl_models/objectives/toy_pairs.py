@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssl_models import keyed
 from ssl_models.config import Backbone
-from ssl_models.encoding import Encoding
+from ssl_models.data import keyed
+from ssl_models.data.encoding import Encoding
 from ssl_models.objectives import Batch, Objective, Options, Outcome, Rows
 
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from ssl_models.encoding import Encoding
-from ssl_models.shards import Shards
-from stages import dedup, ingest, pictures, shard, tables, tokenize
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.shards import Shards
+from stages import dedup, ingest, shard, tables, tokenize
 from stages.clusters import gather
+from stages.modalities.image import pictures
 from stages.modalities.image_text import dedup as pair_dedup
 from stages.modalities.image_text import ingest as pair_ingest
 from stages.modalities.image_text import shard as pair_shard

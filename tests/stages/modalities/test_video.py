@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_models.encoding import Encoding
-from ssl_models.shards import Shards
-from stages import dedup, ingest, pictures, shard, tables, tokenize
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.shards import Shards
+from stages import dedup, ingest, shard, tables, tokenize
 from stages.clusters import gather
+from stages.modalities.image import pictures
 from stages.modalities.video import dedup as video_dedup
 from stages.modalities.video import ingest as video_ingest
 from stages.modalities.video import tokenize as video_tokenize

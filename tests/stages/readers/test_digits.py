@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import pictures
+from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import digits
 

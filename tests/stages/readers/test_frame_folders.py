@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages import pictures
+from stages.modalities.image import pictures
 from stages.readers import Record, Reject, frame_folders
 
 

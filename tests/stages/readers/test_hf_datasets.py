@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import pictures
+from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import Record, Reject, hf_datasets
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import pictures
+from stages.modalities.image import pictures
 from stages.readers import Record, Reject, video
 
 av = pytest.importorskip("av")

@@ -1,0 +1,1 @@
+"""Backbones: one transformer, residual networks, patch encoders, and the presets that size them."""

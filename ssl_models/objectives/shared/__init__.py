@@ -1,0 +1,1 @@
+"""What several pretext tasks are made of: losses, corruption of text, views of pictures, what reviewers are shown."""

@@ -1,0 +1,231 @@
+"""What a probe's report looks like: DVC's metrics, the table on the console and in Markdown, the rows of the plots, and
+the two figures. One place for names, so that every reader of them sees the same words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ssl_models.probing.probe import Report, Score, Share, few_shot_gains
+
+CURVE_COLUMNS = ("labels", "encoder", "accuracy", "low", "high")
+CONFUSION_COLUMNS = ("actual", "predicted")
+DIGITS = 4
+MOST_CLASSES_NAMED = 30
+"""Classes whose names still fit beside a confusion matrix."""
+
+Json = dict[str, Any]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
+
+
+def metrics(report: Report | None, seconds: float) -> Json:
+    """`metrics.json`; a report of None is a corpus without labels. An accuracy that does not exist is null."""
+    if report is None:
+        return {"labels": 0, "classes": 0, "seconds": round(seconds, 1)}
+    shots = [point.labels for score in report.scores.values() if score for point in score.curve[:-1]]
+    named = [f"labels_{count}" for count in dict.fromkeys(shots)]
+    gains: Json = {}
+    for other, gain in report.gains.items():
+        gains[other] = _rounded(gain.mean if gain else None)
+        gains[f"{other}_low"] = _rounded(gain.low if gain else None)
+    for point in few_shot_gains(report, "random_init"):
+        gains[f"random_init_labels_{point.labels}"] = _rounded(point.accuracy)
+        gains[f"random_init_labels_{point.labels}_low"] = _rounded(point.low)
+    pretrained = report.scores["pretrained"]
+    return {
+        **{name: _score(score, named) for name, score in report.scores.items()},
+        "majority": {"accuracy": _rounded(report.majority)},
+        "shuffled_labels": {"accuracy": _rounded(report.shuffled_labels)},
+        "knn": {"accuracy": _rounded(report.knn)},
+        **({"zero_shot": _share(report.zero_shot)} if report.zero_shot else {}),
+        "gain": gains,
+        "feature": pretrained.feature if pretrained else None,
+        "labels": len(report.task.labels),
+        "classes": report.task.classes,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _share(share: Share) -> Json:
+    return {name: _rounded(value) for name, value in asdict(share).items()}
+
+
+def _score(score: Score | None, named: list[str]) -> Json:
+    if score is None:
+        return dict.fromkeys(["accuracy", "low", "high", *named])
+    curve = {f"labels_{point.labels}": _rounded(point.accuracy) for point in score.curve[:-1]}
+    return {"accuracy": _rounded(score.accuracy), "low": _rounded(score.low), "high": _rounded(score.high), **curve}
+
+
+def details(report: Report | None, seconds: float) -> Json:
+    """`report.json`: all of `metrics`, and what was chosen, every interval, every comparison, every warning."""
+    if report is None:
+        return metrics(None, seconds)
+    task = report.task
+    chosen = ("feature", "strength", "width", "slice_accuracy", "converged")
+    return {
+        "rows": {"train": len(task.trained), "test": len(task.tested), "classes": task.classes},
+        "encoders": {
+            name: score and {key: getattr(score, key) for key in (*chosen, "accuracy", "low", "high")}
+            for name, score in report.scores.items()
+        },
+        "curve": [dict(zip(CURVE_COLUMNS, row, strict=True)) for row in curve_rows(report)],
+        "gains": {f"pretrained - {name}": gain and asdict(gain) for name, gain in report.gains.items()},
+        "majority": report.majority,
+        "shuffled_labels": report.shuffled_labels,
+        "knn": report.knn,
+        "zero_shot": report.zero_shot and asdict(report.zero_shot),
+        "unseen_classes": task.unseen,
+        "warnings": list(report.warnings),
+        "seconds": round(seconds, 1),
+    }
+
+
+def curve_rows(report: Report | None) -> list[tuple[int, str, float, float, float]]:
+    """Rows of `label_efficiency.csv`: CURVE_COLUMNS. An encoder's last point is all labels, per class on average."""
+    scores = report.scores.items() if report else ()
+    return [
+        (point.labels, name, round(point.accuracy, DIGITS), round(point.low, DIGITS), round(point.high, DIGITS))
+        for name, score in scores
+        if score
+        for point in score.curve
+    ]
+
+
+def confusion_rows(report: Report | None) -> list[tuple[str, str]]:
+    """Rows of `confusion.csv`: CONFUSION_COLUMNS, one for each test row of the pre-trained encoder."""
+    score = report.scores["pretrained"] if report else None
+    if report is None or score is None:
+        return []
+    names = report.task.names
+    pairs = zip(report.task.tested, score.predicted, strict=True)
+    return [(names[actual], names[predicted]) for actual, predicted in pairs]
+
+
+def _cells(report: Report) -> tuple[list[str], list[list[str]]]:
+    shots = next((score.curve[:-1] for score in report.scores.values() if score), ())
+    header = ["", "accuracy", "95 % interval", *(f"{point.labels} a class" for point in shots), "feature"]
+    blank = [""] * len(shots)
+    rows = []
+    for name, score in report.scores.items():
+        if score is None:
+            rows.append([name, "none", "", *blank, "not finite"])
+            continue
+        points = [f"{point.accuracy:.3f}" for point in score.curve[:-1]]
+        rows.append([name, f"{score.accuracy:.3f}", f"{score.low:.3f}-{score.high:.3f}", *points, score.feature])
+    if (share := report.zero_shot) is not None:
+        rows.append(["zero_shot", f"{share.accuracy:.3f}", f"{share.low:.3f}-{share.high:.3f}", *blank, ""])
+    singles = {"knn": report.knn, "shuffled_labels": report.shuffled_labels, "majority": report.majority}
+    rows += [[name, f"{value:.3f}", "", *blank, ""] for name, value in singles.items() if value is not None]
+    return header, rows
+
+
+def verdicts(report: Report) -> list[str]:
+    """One line for each comparison on the same test rows."""
+    lines = [
+        f"pretrained - {name}: {gain.mean:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}, p {_p(gain.p)})"
+        for name, gain in report.gains.items()
+        if gain
+    ]
+    lines += [
+        f"pretrained - random_init, {point.labels} a class: {point.accuracy:+.3f} "
+        f"(95 % interval over the draws {point.low:+.3f} to {point.high:+.3f})"
+        for point in few_shot_gains(report, "random_init")
+    ]
+    return lines
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def table(report: Report) -> str:
+    """The report for a console."""
+    header, rows = _cells(report)
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    warnings = [f"note: {warning}" for warning in report.warnings]
+    return "\n".join(line.rstrip() for line in [*lines, *verdicts(report), *warnings])
+
+
+def markdown(report: Report) -> str:
+    """The report for a reviewer."""
+    header, rows = _cells(report)
+    task = report.task
+    opening = f"{len(task.trained)} labelled rows to train on, {len(task.tested)} to test, {task.classes} classes."
+    grid = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
+    points = [f"- {line}" for line in [*verdicts(report), *report.warnings]]
+    return "\n".join(["## Linear probe", "", opening, "", *grid, "", *points, ""])
+
+
+def curve_figure(report: Report) -> Any:
+    """Accuracy over labels per class, a line and a band for each encoder: a matplotlib Figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, score in report.scores.items():
+        if score is None:
+            continue
+        labels = [point.labels for point in score.curve]
+        (line,) = axes.plot(labels, [point.accuracy for point in score.curve], marker="o", label=name)
+        low, high = [point.low for point in score.curve], [point.high for point in score.curve]
+        axes.fill_between(labels, low, high, color=line.get_color(), alpha=0.15)
+    axes.axhline(report.majority, color="grey", linestyle=":", label="majority")
+    axes.set(xscale="log", xlabel="labels per class", ylabel="test accuracy", title="Label efficiency")
+    axes.legend()
+    return figure
+
+
+def confusion_figure(report: Report) -> Any:
+    """Shares of each actual class: a matplotlib Figure; None where there are no predictions."""
+    from matplotlib.figure import Figure
+
+    score = report.scores["pretrained"]
+    if score is None:
+        return None
+    present = np.unique(np.concatenate([report.task.tested, score.predicted]))
+    place = {label: index for index, label in enumerate(present)}
+    counts = np.zeros((len(present), len(present)))
+    for actual, predicted in zip(report.task.tested, score.predicted, strict=True):
+        counts[place[actual], place[predicted]] += 1
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, label="share of the actual class")
+    if len(present) <= MOST_CLASSES_NAMED:
+        names = [report.task.names[label] for label in present]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="actual", title="Confusion of the pre-trained encoder")
+    return figure
+
+
+def plane_figure(report: Report) -> Any:
+    """The map of the features, coloured by label: a matplotlib Figure; None where there are no features."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    if report.plane is None:
+        return None
+    labels = report.task.tested[: len(report.plane)]
+    present = np.unique(labels)
+    colours = colormaps["turbo"](np.linspace(0, 1, len(present)))
+    named = len(present) <= MOST_CLASSES_NAMED
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for label, colour in zip(present, colours, strict=True):
+        points = report.plane[labels == label]
+        name = report.task.names[label] if named else None
+        axes.scatter(points[:, 0], points[:, 1], s=8, color=colour, label=name)
+    axes.set(xlabel="first principal component", ylabel="second", title="Features of the test rows")
+    if named:
+        figure.legend(loc="outside right upper")
+    return figure

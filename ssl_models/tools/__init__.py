@@ -1,0 +1,1 @@
+"""Programs on a trained model's folder."""

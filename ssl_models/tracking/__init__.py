@@ -1,0 +1,1 @@
+"""MLflow: the run of a training job and of its probe."""

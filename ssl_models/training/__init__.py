@@ -1,0 +1,1 @@
+"""The training job: what it is told, how a global batch becomes a gradient, and what survives a kill."""

@@ -1,0 +1,1 @@
+"""The registered models: versions and the champion among them, and what a served version answers with."""
