@@ -76,12 +76,12 @@ def postgres(log_file: Path, databases: list[str]) -> Iterator[Postgres]:
 
 
 def _create(port: int, databases: list[str]) -> None:
-    import psycopg2
+    import psycopg
 
     def connection() -> object:
         try:
-            return psycopg2.connect(host="127.0.0.1", port=port, user="pretext", password=PASSWORD, dbname="postgres")
-        except psycopg2.OperationalError:
+            return psycopg.connect(host="127.0.0.1", port=port, user="pretext", password=PASSWORD, dbname="postgres")
+        except psycopg.OperationalError:
             return None
 
     found = wait_for(connection, 60, "PostgreSQL answers")

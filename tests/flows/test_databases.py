@@ -21,7 +21,7 @@ from pathlib import Path
 from ssl_models.tracking import store
 from stages import provenance
 client, experiment = store.connect(tracking := provenance.tracking("corpus", "pretrain@m", ()))
-run = client.create_run(experiment, run_name="m", tags=store.tags)
+run = client.create_run(experiment, run_name="m", tags=tracking.tags)
 client.log_metric(run.info.run_id, "probe.accuracy", 0.5)
 client.log_text(run.info.run_id, "hello", "hello.txt")
 client.set_terminated(run.info.run_id)
@@ -29,7 +29,7 @@ client.set_terminated(run.info.run_id)
 
 
 def test_prefect_and_mlflow_keep_their_runs_in_postgresql(project: Project, tmp_path: Path) -> None:
-    import psycopg2
+    import psycopg
 
     (project.root / "track.py").write_text(TRACKED)
     (project.root / "dvc.yaml").write_text("stages:\n  track:\n    cmd: python track.py\n")
@@ -42,7 +42,7 @@ def test_prefect_and_mlflow_keep_their_runs_in_postgresql(project: Project, tmp_
         assert done.returncode == 0, done.stdout + done.stderr
 
         def rows(database: str, query: str) -> list[Any]:
-            with psycopg2.connect(server.url(database)) as connection, connection.cursor() as cursor:
+            with psycopg.connect(server.url(database)) as connection, connection.cursor() as cursor:
                 cursor.execute(query)
                 return cursor.fetchall()
 
