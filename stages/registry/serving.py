@@ -6,6 +6,7 @@ that features are the probe's. `stages/registry/pyfunc_model.py` hands it to MLf
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ class Served:
         return (
             isinstance(self.objective, TextObjective) and self.objective.transformer.architecture.structure != "encoder"
         )
+
+    def rows(self, frame: Any) -> list[dict[str, Any]]:
+        """The rows of a pandas frame; ValueError where it has no column that the model reads. MLflow has dropped the
+        columns that it does not know by then."""
+        if not {self.column, PATH} & set(frame.columns):
+            example = json.dumps({"dataframe_records": [{self.column: "..."}]})
+            raise ValueError(f"the input has neither a column {self.column!r} nor {PATH!r}: send {example}")
+        rows: list[dict[str, Any]] = frame.to_dict("records")
+        return rows
 
     def read(self, rows: Sequence[dict[str, Any]]) -> list[Any]:
         """The text or the bytes of each row, from its file where it names one; ValueError where it has neither."""

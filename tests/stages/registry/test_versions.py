@@ -217,14 +217,20 @@ def test_mlflow_serves_the_champion(desk: tuple[Registry, str, Run], model: Path
         start_new_session=True,
         stdout=subprocess.DEVNULL,
     )
+    refused = []
     try:
-        answer = asked(
-            f"http://127.0.0.1:{port}/invocations", {"dataframe_records": [{"text": t} for t in TEXTS]}, server
-        )
+        address = f"http://127.0.0.1:{port}/invocations"
+        answer = asked(address, {"dataframe_records": [{"text": t} for t in TEXTS]}, server)
+        for wrong in ({"inputs": TEXTS}, {"dataframe_records": [{"txt": t} for t in TEXTS]}):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                asked(address, wrong, server)
+            refused.append((error.value.code, error.value.read().decode()))
     finally:
         os.killpg(server.pid, 9)
         server.wait(10)
     np.testing.assert_allclose(answer["predictions"], probe_features(model, TEXTS), atol=1e-5)
+    for status, sentence in refused:
+        assert status == 400 and "send" in sentence and "dataframe_records" in sentence, sentence
 
 
 def asked(address: str, content: object, server: "subprocess.Popen[bytes]") -> dict[str, list[list[float]]]:
