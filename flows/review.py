@@ -12,8 +12,8 @@ import os
 import sys
 
 from flows.links import REVIEW_HOST, REVIEW_PORT, VIEW, ranked_runs
+from ssl_models.addresses import public
 from ssl_models.tracking import store
-from ssl_models.tracking.addresses import public
 from stages import provenance
 from stages.params import UserError
 

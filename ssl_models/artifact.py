@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import pkgutil
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ssl_models.models import presets
 from ssl_models.models.transformer import Transformer
 from ssl_models.objectives import Objective
 from ssl_models.objectives.shared.denoising import Denoising
+from ssl_models.sentences import meant, sentences
 
 WEIGHTS, CONFIG, PRETEXT, ENCODING = "model.safetensors", "config.json", "pretext.json", "encoding"
 FORMAT = 1
@@ -42,14 +44,13 @@ def build(model: Model, encoding: Encoding, at: str = "task") -> Objective:
     try:
         kind = objectives.find(model.objective)
     except KeyError:
-        raise ValueError(f"there is no objective {model.objective!r} in ssl_models/objectives") from None
+        known = [name for _, name, package in pkgutil.iter_modules(objectives.__path__) if not package]
+        hint = meant(model.objective, known)
+        raise ValueError(f"there is no objective {model.objective!r} in ssl_models/objectives{hint}") from None
     try:
         options = kind.Options.model_validate(model.task)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([at, *(str(step) for step in first["loc"])])
-        reason = "no such key; check its spelling" if first["type"] == "extra_forbidden" else first["msg"]
-        raise ValueError(f"{place}: {reason.removeprefix('Value error, ')}") from None
+        raise ValueError(sentences(error, kind.Options, at)[0]) from None
     root = at.removesuffix("task")
     _check_tokenizer(model, encoding, root)
     try:

@@ -19,7 +19,7 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import engine, params, tables
+from stages import check, engine, params, tables
 from stages.params import UserError
 from stages.readers import Options, Partition, Record, Reject, excerpt, too_long
 
@@ -57,15 +57,11 @@ def ingest(name: str) -> None:
     """Read `corpora.NAME` into `data/ingest/NAME/`."""
     begun = time.monotonic()
     corpus = params.corpus(name)
+    if wrong := list(check.corpus(name, corpus)):  # of any stage: told now, not after hours of reading
+        raise UserError("\n".join(wrong))
     at = f"corpora.{name}.ingest"
     reader = params.find("stages.readers", corpus.ingest.reader, f"{at}.reader")
-    if corpus.modality not in reader.MODALITIES:
-        known = ", ".join(sorted(reader.MODALITIES))
-        raise UserError(f"{params.PARAMS}: {at}.reader: {corpus.ingest.reader} reads {known}, not {corpus.modality}")
     options: Options = params.options(reader.Options, corpus.ingest.options, at)
-    for stage in ("dedup", "tokenize", "shard"):  # a mistake there is told now, not after hours of reading
-        module = params.find(f"stages.modalities.{corpus.modality}", stage, f"corpora.{name}.modality")
-        params.options(module.Options, getattr(corpus, stage), f"corpora.{name}.{stage}")
     modality = params.find("stages.modalities", corpus.modality, f"corpora.{name}.modality").__name__ + ".ingest"
 
     folder = tables.address("ingest", name)

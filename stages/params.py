@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -20,9 +19,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 import ssl_models
+from ssl_models.addresses import secret
 from ssl_models.config import Backbone, Model, Probe, Strict
 from ssl_models.models import presets
-from ssl_models.tracking.addresses import public, secret
+from ssl_models.sentences import meant, sentences
 
 PARAMS = Path("params.yaml")
 COMPUTE = Path("compute.yaml")
@@ -36,7 +36,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class UserError(Exception):
-    """A condition the user can mend. Its message is one sentence that names the place and the mend."""
+    """A condition the user can mend. Its message is one sentence that names the place and the mend, or a line for each
+    of several."""
 
 
 class Ingest(BaseModel, extra="allow", frozen=True):
@@ -70,37 +71,32 @@ class Params(Strict):
     probe: Probe = Probe()
 
     @model_validator(mode="after")
-    def _models_name_corpora(self) -> Params:
-        for name, model in self.models.items():
-            if model.corpus not in self.corpora:
-                known = ", ".join(sorted(self.corpora)) or "none"
-                raise ValueError(f"models.{name}.corpus: there is no corpus {model.corpus!r} (corpora: {known})")
+    def _fits_together(self) -> Params:
+        wrong = [*self._sources(), *self._names()]
+        if self.models and "probe" not in self.model_fields_set:
+            wrong.append("probe: is required where there are models (`probe: {}` takes every default)")
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
-    @model_validator(mode="after")
-    def _sources_hold_no_secret(self) -> Params:
+    def _sources(self) -> Iterator[str]:
         for name, corpus in self.corpora.items():
             if secret(corpus.ingest.source):
-                raise ValueError(
+                yield (
                     f"corpora.{name}.ingest.source: holds a password or a token, which dvc.lock would keep: leave it "
                     "out, and let the environment give it (docs/data-sources.md)"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _models_are_probed(self) -> Params:
-        if self.models and "probe" not in self.model_fields_set:
-            raise ValueError("probe: is required where there are models (`probe: {}` takes every default)")
-        return self
-
-    @model_validator(mode="after")
-    def _objectives_and_backbones_exist(self) -> Params:
+    def _names(self) -> Iterator[str]:
         known = sorted(path.stem for path in OBJECTIVES.glob("*.py") if path.stem != "__init__")
         for name, model in self.models.items():
+            if model.corpus not in self.corpora:
+                corpora, hint = ", ".join(sorted(self.corpora)) or "none", meant(model.corpus, self.corpora)
+                yield f"models.{name}.corpus: there is no corpus {model.corpus!r}{hint} (corpora: {corpora})"
             if model.objective not in known:
-                raise ValueError(
-                    f"models.{name}.objective: there is no {model.objective!r} in ssl_models/objectives "
-                    f"(there are: {', '.join(known)})"
+                yield (
+                    f"models.{name}.objective: there is no {model.objective!r} in ssl_models/objectives"
+                    f"{meant(model.objective, known)} (there are: {', '.join(known)})"
                 )
             backbone = model.backbone
             if model.init_from is not None:  # sizes left open are the folder's: the training job checks them
@@ -108,8 +104,7 @@ class Params(Strict):
             try:
                 presets.check(backbone)
             except ValueError as error:
-                raise ValueError(f"models.{name}.backbone.{error}") from None
-        return self
+                yield f"models.{name}.backbone.{error}"
 
 
 class Local(Strict):
@@ -140,31 +135,9 @@ class Compute(Strict):
     tracking_uri: str | None = Field(default=None, description="MLflow server; default: sqlite in .mlflow/")
 
 
-_KINDS: dict[type, str] = {list: "a list", type(None): "nothing"}
-
-
-def sentence(error: ValidationError, file: Path, at: str = "") -> str:
-    """One sentence for the first thing wrong, with the path of its key."""
-    first = error.errors()[0]
-    steps = [str(step) for step in first["loc"]]
-    branch = (
-        len(error.errors()) > 1 and steps and re.fullmatch(r"int|bool|float|str|constrained-\w+|literal\[.*", steps[-1])
-    )
-    key = ".".join(part for part in [at, *(steps[:-1] if branch else steps)] if part)
-    if first["type"] == "extra_forbidden":
-        message = "no such key; check its spelling"
-    elif first["type"] == "missing":
-        message = "is required"
-    elif first["type"] in ("dict_type", "model_type"):
-        message = f"must be a mapping of keys to values, not {_KINDS.get(type(first['input']), repr(first['input']))}"
-    elif first["loc"][-1:] == ("[key]",):
-        key = key.removesuffix(".[key]")
-        message = "a name must be text of letters, digits, '-' and '_', beginning with a letter or digit"
-    else:
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        if not isinstance(first["input"], dict | list):
-            message += public(f" (got {first['input']!r})")
-    return f"{file}: {key}: {message}" if key else f"{file}: {message}"
+def _wrong(file: Path, error: ValidationError, kind: type[BaseModel], at: str = "") -> UserError:
+    lines = (line for sentence in sentences(error, kind, at) for line in sentence.splitlines())
+    return UserError("\n".join(f"{file}: {line}" for line in lines))
 
 
 def _load(path: Path, kind: type[AnyModel]) -> AnyModel:
@@ -183,7 +156,7 @@ def _load(path: Path, kind: type[AnyModel]) -> AnyModel:
     try:
         return kind.model_validate(content if content is not None else {})
     except ValidationError as error:
-        raise UserError(sentence(error, path)) from None
+        raise _wrong(path, error, kind) from None
 
 
 @functools.cache
@@ -219,7 +192,7 @@ def options(kind: type[AnyModel], given: dict[str, Any], at: str) -> AnyModel:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise UserError(sentence(error, PARAMS, at)) from None
+        raise _wrong(PARAMS, error, kind, at) from None
 
 
 class Named(Protocol):
@@ -236,7 +209,10 @@ def find(package: str, name: str, at: str, file: Path = PARAMS) -> Any:
         | {entry.name for entry in folder.iterdir() if (entry / "__init__.py").exists()}
     )
     if name not in known:
-        raise UserError(f"{file}: {at}: there is no {name!r} in {package} (there are: {', '.join(known)})")
+        raise UserError(
+            f"{file}: {at}: there is no {name!r} in {package.replace('.', '/')}{meant(name, known)} "
+            f"(there are: {', '.join(known)})"
+        )
     return importlib.import_module(f"{package}.{name}")
 
 
@@ -265,7 +241,8 @@ def main(stage: Callable[[str], None]) -> None:
                 f"old result: `dvc repro {at}` makes the new; or undo the edit, and `dvc commit -f {at}` keeps the old"
             )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for sentence in str(error).splitlines():
+            print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

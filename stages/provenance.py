@@ -13,7 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ssl_models.tracking.addresses import public
+from ssl_models.addresses import public
 from ssl_models.training.job import Dataset, Tracking
 from stages.params import load_compute
 

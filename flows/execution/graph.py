@@ -19,7 +19,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from ssl_models.tracking.addresses import secret
+from ssl_models.addresses import secret
 from ssl_models.training.lifetime import die_with_parent
 
 Edges = dict[str, tuple[str, ...]]

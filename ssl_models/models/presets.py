@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from ssl_models.config import Backbone, Strict
+from ssl_models.sentences import meant, sentences
 
 AnyArchitecture = TypeVar("AnyArchitecture", "Architecture", "ResNetArchitecture")
 
@@ -171,19 +172,13 @@ def _resolve(kind: type[AnyArchitecture], presets: dict[str, dict[str, Any]], ba
     """`presets[backbone.preset]` with the backbone's overrides, as `kind`; ValueError as `resolve` says."""
     if backbone.preset not in presets:
         known = ", ".join(presets)
-        raise ValueError(f"preset: there is no {backbone.architecture} {backbone.preset!r} (there are: {known})")
+        hint = meant(backbone.preset, presets)
+        raise ValueError(f"preset: there is no {backbone.architecture} {backbone.preset!r}{hint} (there are: {known})")
     fields = {**presets[backbone.preset], **backbone.overrides, "preset": backbone.preset}
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(name for name in kind.model_fields if name != "preset")
-            raise ValueError(f"{key}: there is no such key (keys: {known})") from None
-        message = first["msg"].removeprefix("Value error, ")
-        got = f" (got {first['input']!r})" if key else ""
-        raise ValueError(f"{key}: {message}{got}" if key else message) from None
+        raise ValueError(sentences(error, kind)[0]) from None
 
 
 def resolve(backbone: Backbone, *, vocabulary: int = 0, context: int = 0) -> Architecture:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssl_models.addresses import public
 from ssl_models.probing import report as reports
 from ssl_models.probing.probe import Report
 from ssl_models.tracking import description, store
-from ssl_models.tracking.addresses import public
 from ssl_models.training.job import Tracking
 
 PRETRAINED_BY = "pretrain.run_id"

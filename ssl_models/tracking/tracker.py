@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ssl_models.addresses import public
 from ssl_models.objectives import Examples
 from ssl_models.tracking import description
-from ssl_models.tracking.addresses import public
 from ssl_models.tracking.store import connect
 from ssl_models.training.job import Job
 

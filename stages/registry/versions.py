@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 
 import ssl_models
 import stages
+from ssl_models.addresses import public
 from ssl_models.probing.intervals import Gain, paired_bootstrap
-from ssl_models.tracking.addresses import public
 from ssl_models.tracking.probe import Run
 from ssl_models.tracking.store import SQLITE, connect
 from ssl_models.training.job import Tracking

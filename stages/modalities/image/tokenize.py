@@ -103,6 +103,28 @@ def described(modality: Any, pixels: Pixels, options: Options, folder: Path) -> 
     )
 
 
+def expected(options: Options, folder: Path, modality: Any = "image") -> Encoding:
+    """The encoding that `fit` will make, as far as `options` tell, with an empty codebook of that size in `folder`."""
+    (height, width), channels = options.shape, options.channels
+    if options.codebook:
+        import torch
+
+        from ssl_models.models import codebook
+
+        values = options.patch**2 * channels
+        codebook.Codebook(torch.zeros(options.codebook, values), options.patch).save(folder)
+    return Encoding(
+        modality=modality,
+        channels=channels,
+        height=height,
+        width=width,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        codec="jpeg" if options.jpeg else None,
+        codebook=options.codebook,
+    )
+
+
 def decoded(data: bytes, options: Options) -> Pixels:
     """Pixels `[channels, height, width]` of one picture; UserError where it has changed since ingest saw it."""
     try:

@@ -36,6 +36,15 @@ def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:
     )
 
 
+def expected(options: Options, folder: Path) -> Encoding | None:
+    """The encoding that `fit` will make, as far as `options` tell; None where the captions' tokenizer is imported."""
+    captions = text.expected(options.caption, folder)
+    if captions is None:
+        return None
+    pictures = image.expected(options, folder, "image_text")
+    return pictures.model_copy(update=captions.model_dump(include=captions.model_fields_set - {"modality"}))
+
+
 def fields(encoding: Encoding) -> list[pa.Field]:
     """`pixels` and `tokens`."""
     return [*image.fields(encoding), *text.fields(encoding)]

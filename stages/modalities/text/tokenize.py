@@ -103,6 +103,17 @@ def fit(partitions: Sequence[Path], options: Options, folder: Path, special: Seq
     return described(tokenizer, named, str(options.tokenizer or "tokenizer"))
 
 
+def expected(options: Options, folder: Path) -> Encoding | None:
+    """The encoding that `fit` will make, as far as `options` tell; None of an imported tokenizer."""
+    if options.tokenizer is not None:
+        return None
+    size = options.vocabulary
+    sentinels = tuple(range(size - 1, size - 1 - len(SENTINEL_NAMES), -1))
+    roles = {name: SPECIAL.index(ROLES[name][0]) for name in ("pad", "bos", "eos", "mask", "cls", "sep")}
+    special = (*range(len(SPECIAL)), *sentinels)
+    return Encoding(modality="text", vocabulary=size, sentinels=sentinels, special=special, **roles)
+
+
 def fields(encoding: Encoding) -> list[pa.Field]:
     """`tokens`: one list of ids per document, without any special token."""
     return [pa.field("tokens", pa.list_(pa.uint16() if encoding.vocabulary <= 2**16 else pa.uint32()))]

@@ -47,6 +47,11 @@ def fit(partitions: Sequence[Path], options: Options, folder: Path) -> Encoding:
     return encoding.model_copy(update={"frames": options.frames})
 
 
+def expected(options: Options, folder: Path) -> Encoding:
+    """The encoding that `fit` will make, as far as `options` tell."""
+    return image.expected(options, folder, "video").model_copy(update={"frames": options.frames})
+
+
 def decoded(data: bytes, options: Options) -> Pixels | None:
     """Pixels `[frames, channels, height, width]` of one clip; None where it has too few frames."""
     chosen = pictures.frames(data)[:: options.every][: options.frames]

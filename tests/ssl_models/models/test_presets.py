@@ -46,7 +46,7 @@ def test_the_corpus_decides_vocabulary_and_context_unless_the_backbone_says_more
     ("given", "sentence"),
     [
         ({"preset": "gpt5"}, "preset: there is no transformer 'gpt5' (there are: gpt2, "),
-        ({"preset": "gpt2", "layer": 2}, "layer: there is no such key (keys: structure, layers, "),
+        ({"preset": "gpt2", "layer": 2}, "layer: no such key (did you mean 'layers'?); the keys are: "),
         ({"preset": "gpt2", "layers": 0}, "layers: Input should be greater than or equal to 1 (got 0)"),
         ({"preset": "gpt2", "layers": "many"}, "layers: Input should be a valid integer"),
         ({"preset": "gpt2", "mlp": "tanh"}, "mlp: Input should be 'gelu'"),

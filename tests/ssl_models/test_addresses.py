@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssl_models.tracking.addresses import public, secret
+from ssl_models.addresses import public, secret
 
 
 @pytest.mark.parametrize(
