@@ -121,9 +121,9 @@ def metrics(counts: Mapping[str, int], encoding: Encoding) -> dict[str, Any]:
     }
 
 
-Ragged = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
+Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 """All ids of some documents in a row, and where each document's begin: one entry more than documents."""
-Engine = Callable[[list[str]], Ragged]
+Engine = Callable[[list[str]], Encoded]
 
 
 class Encoder:
@@ -182,7 +182,7 @@ def fast_engine(path: Path) -> Engine | None:
         _warn(f"fastokens cannot read this tokenizer ({error})")
         return None
 
-    def encode(texts: list[str]) -> Ragged:
+    def encode(texts: list[str]) -> Encoded:
         ids, offsets = tokenizer.encode_batch_flat(texts, split_special_tokens=True)
         return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64)
 
@@ -197,7 +197,7 @@ def reference_engine(tokenizer: Tokenizer) -> Engine:
     """`tokenizers`, which defines what is right."""
     tokenizer.encode_special_tokens = True  # a special token's name in a document is text
 
-    def encode(texts: list[str]) -> Ragged:
+    def encode(texts: list[str]) -> Encoded:
         found = [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         offsets = np.cumsum([0, *map(len, found)], dtype=np.int64)
         return np.fromiter((token for ids in found for token in ids), np.uint32, int(offsets[-1])), offsets

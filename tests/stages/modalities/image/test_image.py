@@ -57,7 +57,7 @@ def corpus(root: Path, modality: str = "image", **sections: Any) -> None:
 
 
 def metrics(root: Path, stage: str) -> dict[str, Any]:
-    return json.loads((root / "data" / stage / "tiny/metrics.json").read_text())
+    return json.loads((root / "data" / stage / "tiny/report.json").read_text())
 
 
 def table(root: Path, name: str) -> list[dict[str, Any]]:
