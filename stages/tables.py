@@ -6,7 +6,7 @@ absent (`ssl_models.files`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ def part(index: int, suffix: str = "parquet") -> str:
 
 def partitions(folder: Path, suffix: str = "parquet") -> list[Path]:
     """The partitions in `folder`, in order."""
-    found = sorted(folder.glob(f"part-*.{suffix}"), key=lambda path: int(path.stem.removeprefix("part-")))
-    if not found and not folder.is_dir():
+    paths = sorted(folder.glob(f"part-*.{suffix}"), key=lambda path: int(path.stem.removeprefix("part-")))
+    if not paths and not folder.is_dir():
         raise UserError(f"{folder} is missing: run the stage that writes it first (dvc repro)")
-    return found
+    return paths
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -90,6 +90,12 @@ def write_ipc(path: Path, table: pa.Table) -> None:
     with whole_file(path) as partial, pa.ipc.new_file(partial, table.schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
+
+
+def batches(partition: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """These columns of a partition, `rows` at a time."""
+    with pq.ParquetFile(partition) as file:
+        yield from file.iter_batches(rows, columns=list(columns))
 
 
 class PartWriter:

@@ -198,9 +198,9 @@ def reference_engine(tokenizer: Tokenizer) -> Engine:
     tokenizer.encode_special_tokens = True  # a special token's name in a document is text
 
     def encode(texts: list[str]) -> Encoded:
-        found = [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        offsets = np.cumsum([0, *map(len, found)], dtype=np.int64)
-        return np.fromiter((token for ids in found for token in ids), np.uint32, int(offsets[-1])), offsets
+        ids = [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return np.fromiter((token for row in ids for token in row), np.uint32, int(offsets[-1])), offsets
 
     return encode
 
@@ -210,12 +210,12 @@ def described(tokenizer: Tokenizer, named: Mapping[str, str], place: str) -> Enc
     ids = tokenizer.get_vocab(with_added_tokens=True)
     roles = {}
     for role, names in ROLES.items():
-        found = [ids[name] for name in (named.get(role), *names) if name in ids]
-        if found:
-            roles[role] = found[0]
+        candidates = [ids[name] for name in (named.get(role), *names) if name in ids]
+        if candidates:
+            roles[role] = candidates[0]
     for role, others in INSTEAD.items():
-        if role not in roles and (found := [roles[other] for other in others if other in roles]):
-            roles[role] = found[0]
+        if role not in roles and (candidates := [roles[other] for other in others if other in roles]):
+            roles[role] = candidates[0]
     if "eos" not in roles:
         raise UserError(f"{place}: has no end-of-document token; name one as `eos_token` in special_tokens_map.json")
     roles.setdefault("mask", roles["pad"])
@@ -239,13 +239,13 @@ def described(tokenizer: Tokenizer, named: Mapping[str, str], place: str) -> Enc
 
 def _first(texts: list[str], size: int) -> list[str]:
     """The first documents, of about `size` characters in all; a longer first one is cut."""
-    found, room = [], size
+    sample, room = [], size
     for text in texts:
-        found.append(text[:room])
+        sample.append(text[:room])
         room -= len(text)
         if room <= 0:
             break
-    return found
+    return sample
 
 
 def _sample(partitions: Sequence[Path], limit: int) -> Iterator[str]:
