@@ -30,7 +30,7 @@ from ssl_models.probing.features import Source, classify, extract, extract_raw
 from ssl_models.probing.probe import Report, Score, Task, probe
 from ssl_models.tracking import probe as probe_tracking
 from ssl_models.tracking.addresses import public
-from ssl_models.tracking.execution import METRICS, REPORT
+from ssl_models.tracking.execution import METRICS, REPORT, result
 from ssl_models.tracking.probe import Run
 from ssl_models.training.job import Tracking
 from stages import params, provenance, tables
@@ -155,7 +155,9 @@ def run(name: str) -> dict[str, str | None]:
     write_json(folder / METRICS, report.headline(found))
     store = provenance.tracking(params.model(name).corpus, f"linear-probe@{name}", ())
     training = provenance.execution("pretrain", name)
-    mlflow_run = probe_tracking.log(name, found, seconds, training.run_id if training else None, store)
+    weights = result(tables.address("pretrain", name)) or ""
+    model = probe_tracking.Trained(name, weights, training.run_id if training else None)
+    mlflow_run = probe_tracking.log(model, found, seconds, store)
     if found is not None:
         print(report.table(found), flush=True)
     if mlflow_run is not None and found is not None and (score := found.scores["pretrained"]) is not None:

@@ -1,8 +1,8 @@
 """The probe's results in the MLflow run that pretraining wrote.
 
 The record of the training's execution names that run. Where there is no such record (a fresh clone that pulled the
-model), or the store at hand has no such run, a new one is made. A store that cannot be reached costs a warning: the
-results are in DVC's metrics all the same.
+model), or the store at hand has no such run, one is made for these weights, once. A store that cannot be reached costs
+a warning: the results are in DVC's metrics all the same.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from ssl_models.training.job import Tracking
 
 PRETRAINED_BY = "pretrain.run_id"
 """Tag of a run that probes the model of another store's run."""
+WEIGHTS = "pretrain.weights"
+"""Tag of a run that was made for a probe: the checksum of the weights."""
 FOLDER = "probe"
 """Artifacts of the probe lie in this folder of the run."""
 
@@ -33,13 +35,21 @@ class Run:
     tracking_uri: str
 
 
-def log(name: str, report: Report | None, seconds: float, trained_by: str | None, tracking: Tracking) -> Run | None:
-    """Write the report of model `name` into the run that trained it, where that is known; None, after a warning, where
-    the store cannot be reached."""
+@dataclass(frozen=True)
+class Trained:
+    """The model that is probed: its name, the checksum of its weights, and the run that trained it, where known."""
+
+    name: str
+    weights: str
+    run_id: str | None = None
+
+
+def log(model: Trained, report: Report | None, seconds: float, tracking: Tracking) -> Run | None:
+    """Write the report of a model into its run; None, after a warning, where the store cannot be reached."""
     try:
         client, experiment = store.connect(tracking)
-        run_id = _run(client, experiment, name, trained_by, tracking)
-        _write(client, run_id, name, report, seconds)
+        run_id = _run(client, experiment, model, tracking)
+        _write(client, run_id, model.name, report, seconds)
         return Run(run_id, str(client.get_run(run_id).info.experiment_id), str(tracking.uri))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -48,22 +58,22 @@ def log(name: str, report: Report | None, seconds: float, trained_by: str | None
         return None
 
 
-def _run(client: Any, experiment: str, name: str, remembered: str | None, tracking: Tracking) -> str:
-    """The remembered run, or a new one that names it."""
+def _run(client: Any, experiment: str, model: Trained, tracking: Tracking) -> str:
+    """The run that trained the model, or one that was made for its weights."""
     from mlflow.exceptions import MlflowException
 
-    if remembered is not None:
+    if model.run_id is not None:
         try:
-            if client.get_run(remembered).info.lifecycle_stage == "active":
-                return remembered
+            if client.get_run(model.run_id).info.lifecycle_stage == "active":
+                return model.run_id
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        before = client.search_runs([experiment], f"tags.`{PRETRAINED_BY}` = '{remembered}'", max_results=1)
-        if before:
-            return str(before[0].info.run_id)
-    tags = {**tracking.tags, PRETRAINED_BY: remembered or "unknown"}
-    created = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    before = client.search_runs([experiment], f"tags.`{WEIGHTS}` = '{model.weights}'", max_results=1)
+    if before:
+        return str(before[0].info.run_id)
+    tags = {**tracking.tags, WEIGHTS: model.weights, PRETRAINED_BY: model.run_id or "unknown"}
+    created = str(client.create_run(experiment, run_name=model.name, tags=tags).info.run_id)
     client.set_terminated(created, "FINISHED")
     return created
 

@@ -22,7 +22,7 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.probing import report
 from ssl_models.tracking import probe as probe_tracking
 from ssl_models.tracking.execution import Execution, result
-from ssl_models.tracking.probe import Run
+from ssl_models.tracking.probe import Run, Trained
 from ssl_models.training.job import Tracking
 from stages import linear_probe, params
 from stages.params import UserError
@@ -184,8 +184,8 @@ def test_results_go_into_the_run_of_the_training(
         artifacts=(tmp_path / "artifacts").as_uri(),
         experiment="tiny",
     )
-    elsewhere = "0" * 32
-    made = probe_tracking.log("tiny", found, 1.0, elsewhere, store)
+    elsewhere = Trained("tiny", "ab", run_id="0" * 32)
+    made = probe_tracking.log(elsewhere, found, 1.0, store)
     assert isinstance(made, Run)
     client = mlflow.MlflowClient(tracking_uri=store.uri)
     run = client.get_run(made.run_id)
@@ -196,8 +196,10 @@ def test_results_go_into_the_run_of_the_training(
         assert name in run.data.metrics
     files = {Path(file.path).name for file in client.list_artifacts(made.run_id, probe_tracking.FOLDER)}
     assert files >= {"report.json", "report.md", "label_efficiency.png", "confusion.png"}
-    assert probe_tracking.log("tiny", found, 1.0, elsewhere, store) == made  # the same run again, not a second one
-    assert probe_tracking.log("tiny", found, 1.0, made.run_id, store) == made
+    for again in (elsewhere, Trained("tiny", "ab")):  # the same weights: the same run, not a second one
+        assert probe_tracking.log(again, found, 1.0, store) == made
+    assert probe_tracking.log(Trained("tiny", "cd", made.run_id), found, 1.0, store) == made
+    assert probe_tracking.log(Trained("tiny", "cd"), found, 1.0, store) != made
 
 
 def test_results_go_into_the_run_that_trained_these_very_weights(
@@ -205,7 +207,7 @@ def test_results_go_into_the_run_that_trained_these_very_weights(
 ) -> None:
     project(tiny_text_shards)
     asked: list[str | None] = []
-    monkeypatch.setattr(probe_tracking, "log", lambda name, found, seconds, trained_by, store: asked.append(trained_by))
+    monkeypatch.setattr(probe_tracking, "log", lambda model, *_: asked.append(model.run_id))
     linear_probe.run("tiny")
     weights = result(Path("data/pretrain/tiny"))
     assert weights is not None
@@ -232,7 +234,7 @@ def test_a_store_that_is_down_costs_a_warning(tmp_path: Path, capsys: pytest.Cap
     pytest.importorskip("mlflow")
     (tmp_path / "file").touch()
     store = Tracking(uri=f"sqlite:///{tmp_path / 'file/mlflow.db'}", experiment="tiny")
-    assert probe_tracking.log("tiny", None, 1.0, None, store) is None
+    assert probe_tracking.log(Trained("tiny", ""), None, 1.0, store) is None
     assert "warning: MLflow at" in capsys.readouterr().err
 
 
