@@ -6,12 +6,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DO_NOT_TRACK ?= 1
 
-.PHONY: environment run check test lint quick flow review schedule screenshots lock clean
+.PHONY: environment run check test lint quick flow review schedule screenshots lock clean results
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	dvc repro linear-probe@gpt
 	dvc repro
-	dvc metrics show --json data/linear-probe/*/metrics.json | python -m flows.results
+	python -m flows.results
+
+results: $(VENV)/installed ## the table of results, with the change since the last commit
+	python -m flows.results
 
 check: $(VENV)/installed ## everything that is wrong with params.yaml and compute.yaml, before any stage works
 	python -m stages.check
@@ -57,4 +60,4 @@ $(VENV)/installed: requirements.lock
 	cp requirements.lock $@
 
 clean: ## everything that can be made again: environment, data, runs
-	rm -rf $(VENV) .checkpoints .mlflow .prefect
+	rm -rf $(VENV) .checkpoints .mlflow .prefect .runs

@@ -97,12 +97,13 @@ from ssl_models.training.job import Job
 from ssl_models.training.parallel import World
 from ssl_models.training.signals import Signals
 class Stamps(progress.Progress):
-    def step(self, done, loss, rate):
-        print(f"step {done} at {time.perf_counter()} cpu {time.process_time()}")
+    def advance(self, note=""):
+        self._done += 1
+        print(f"step {self._done} at {time.perf_counter()} cpu {time.process_time()}")
 train.Progress = Stamps
 job = Job.load(Path(sys.argv[1]))
 train.run(job, World.start(), Signals())
-print("metrics", json.dumps(json.loads((job.output / "metrics.json").read_text())))
+print("metrics", json.dumps(json.loads((job.output / "report.json").read_text())))
 """
 TRANSFORMERS = """
 import json, sys, time

@@ -7,9 +7,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import re
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +22,13 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows import records
 from flows.execution.graph import Node
-from flows.links import mlflow_run_page
+from flows.links import mlflow_address
+from flows.records import Numbers
+from ssl_models.layout import markdown, numbers
+from ssl_models.tracking.execution import REPORT
+from stages import provenance
 
 PROGRESS_SECONDS = 5.0
 """Between updates of a stage's progress; a stage that is over before has none."""
@@ -47,16 +50,15 @@ COLUMNS = {
         "seconds": "seconds",
     },
 }
-"""Metrics shown of a kind of stage, with their headings; of any other kind, those of DATA_COLUMNS."""
+"""Numbers shown of a kind of stage, with their headings; of any other kind, those of DATA_COLUMNS. Seconds and rates
+are the execution's, where this machine has its record; the rest is the report's."""
 DATA_COLUMNS = {
     name: name.replace("_", " ") for name in ("rows_in", "rows_out", "rejects", "duplicates", "bytes_in", "seconds")
 }
 
-Numbers = dict[str, float]
-
 
 @dataclass(frozen=True)
-class Outcome:
+class StageResult:
     """How one stage of a run ended."""
 
     result: str
@@ -64,7 +66,7 @@ class Outcome:
     message: str = ""
 
 
-def publish(nodes: Sequence[Node], outcomes: dict[str, Outcome]) -> None:
+def publish(nodes: Sequence[Node], outcomes: dict[str, StageResult]) -> None:
     """Create every artifact of a run that has ended."""
     rows = stage_rows(nodes, outcomes)
     create_table_artifact(rows, key="stages", description=f"{len(nodes)} stages")
@@ -83,65 +85,28 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def stage_rows(nodes: Sequence[Node], outcomes: dict[str, Outcome]) -> list[dict[str, str]]:
+def stage_rows(nodes: Sequence[Node], outcomes: dict[str, StageResult]) -> list[dict[str, str]]:
     """The stage table."""
     rows = []
     for node in nodes:
-        outcome = outcomes.get(node.name, Outcome("Not run"))
+        outcome = outcomes.get(node.name, StageResult("Not run"))
         took = f"{outcome.seconds:.1f}" if outcome.seconds else ""
         why = "; ".join(node.reasons)
         rows.append({"stage": node.name, "result": outcome.result, "seconds": took, "why it ran": why})
     return rows
 
 
-def flat(content: Any, at: str = "") -> Numbers:
-    """The numbers of nested metrics by their path: `pretrained.accuracy`."""
-    if isinstance(content, dict):
-        inner = (flat(value, f"{at}.{key}" if at else str(key)) for key, value in content.items())
-        return {key: value for found in inner for key, value in found.items()}
-    return {at: float(content)} if isinstance(content, int | float) and not isinstance(content, bool) else {}
-
-
-def _numbers(text: str) -> Numbers:
-    try:
-        return flat(json.loads(text))
-    except ValueError:
-        return {}
-
-
-def current(path: str) -> Numbers:
-    """The metrics in a file of the working tree; none where it is missing."""
-    try:
-        return _numbers(Path(path).read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-
-
-def committed(paths: Sequence[str]) -> dict[str, Numbers]:
-    """The metrics in the same files at HEAD, read by one git process; none outside git."""
-    request = "".join(f"HEAD:./{path}\n" for path in paths)
-    asked = subprocess.run(["git", "cat-file", "--batch"], input=request.encode(), capture_output=True, check=False)
-    found: dict[str, Numbers] = {}
-    answer = io.BytesIO(asked.stdout)
-    for path in paths:
-        header = answer.readline().split()
-        if len(header) == 3 and header[1] == b"blob":
-            found[path] = _numbers(answer.read(int(header[2])).decode("utf-8", "replace"))
-            answer.readline()
-    return found
-
-
 def metrics_markdown(nodes: Sequence[Node]) -> str:
     """One table for each kind of stage, the models' first; a change against HEAD stands in brackets."""
-    files = {node.name: path for node in nodes for path in node.records if Path(path).name == "metrics.json"}
-    before = committed(list(files.values()))
+    files = {node.name: path for node in nodes for path in node.records if Path(path).name == REPORT}
+    before = records.committed(list(files.values()))
     tables = []
     for kind in ("linear-probe", "pretrain", "shard", "tokenize", "dedup", "ingest"):
         rows = []
         for node in nodes:
             if node.kind == kind and node.name in files:
                 path = files[node.name]
-                rows.append((node, current(path), before.get(path, {})))
+                rows.append((node, records.current(path), before.get(path, {})))
         if table := _table(kind, rows):
             tables.append(table)
     return "\n\n".join(tables)
@@ -149,17 +114,20 @@ def metrics_markdown(nodes: Sequence[Node]) -> str:
 
 def _table(kind: str, rows: Sequence[tuple[Node, Numbers, Numbers]]) -> str:
     columns = COLUMNS.get(kind, DATA_COLUMNS)
-    known = [name for name in columns if any(name in now for _, now, _ in rows)]
+    executions = {node.name: provenance.execution(node.kind, node.instance) for node, _, _ in rows}
+    taken = {name: numbers(record.model_dump()) if record else {} for name, record in executions.items()}
+    shown = [(node, now | taken[node.name], before) for node, now, before in rows]
+    known = [name for name in columns if any(name in now for _, now, _ in shown)]
     if not known:
         return ""
     linked = kind in COLUMNS
-    lines = [[kind, *(columns[name] for name in known), *(["MLflow"] if linked else [])]]
-    lines.append(["---"] + ["---:"] * len(known) + (["---"] if linked else []))
-    for node, now, before in rows:
+    lines = []
+    for node, now, before in shown:
         cells = [_cell(now.get(name), before.get(name)) for name in known]
-        address = mlflow_run_page(Path(f"data/pretrain/{node.instance}/run.json")) if linked else None
+        address = mlflow_address(executions[node.name])
         lines.append([node.instance, *cells, *([f"[run]({address})" if address else ""] if linked else [])])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    header = [kind, *(columns[name] for name in known), *(["MLflow"] if linked else [])]
+    return markdown(header, lines, right=[False, *(True for _ in known)])
 
 
 def _cell(now: float | None, before: float | None) -> str:

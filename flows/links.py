@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+from ssl_models.tracking.execution import Execution
 
 REVIEW_HOST, REVIEW_PORT = "127.0.0.1", 5000
 """Where `make review` serves the runs of a local store."""
@@ -20,23 +20,13 @@ def flow_run_page(flow_run_id: Any) -> str | None:
     return f"{base}/runs/flow-run/{flow_run_id}" if base and PREFECT_API_URL.value() else None
 
 
-def mlflow_run_page(run_file: Path) -> str | None:
-    """The page of the run that the file `run.json` names."""
-    try:
-        return mlflow_address(json.loads(run_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+def mlflow_address(execution: Execution | None, base: str = f"http://{REVIEW_HOST}:{REVIEW_PORT}") -> str | None:
+    """The page of the MLflow run of an execution: on its tracking server, or at `make review`'s address."""
+    if execution is None or execution.run_id is None:
         return None
-
-
-def mlflow_address(run: Any, base: str = f"http://{REVIEW_HOST}:{REVIEW_PORT}") -> str | None:
-    """The page of a run, from what its `run.json` holds: on its tracking server, or at `make review`'s address."""
-    try:
-        run_id, experiment, server = run["run_id"], run["experiment_id"], str(run["tracking_uri"])
-    except (KeyError, TypeError):
-        return None
-    if run_id is None:
-        return None
-    return f"{server.rstrip('/') if server.startswith('http') else base}/#/experiments/{experiment}/runs/{run_id}"
+    server = execution.tracking_uri or ""
+    place = f"experiments/{execution.experiment_id}/runs/{execution.run_id}"
+    return f"{server.rstrip('/') if server.startswith('http') else base}/#/{place}"
 
 
 def ranked_runs(base: str, experiment: str) -> str:

@@ -31,7 +31,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import artifacts
-from flows.artifacts import Outcome, StageProgress
+from flows.artifacts import StageProgress, StageResult
 from flows.execution import graph, publish
 from flows.execution.graph import GraphError, Node
 from flows.execution.stage_task import Children, Ended, Policy, StageError, repro
@@ -54,7 +54,7 @@ class Work:
     children: Children
     forced: frozenset[str]
     policy: Policy
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, StageResult] = field(default_factory=dict)
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
@@ -85,7 +85,7 @@ def run_stage(name: str, work: Work) -> State[Any]:
     except StageError as error:
         cancelled = isinstance(error, Ended) and work.children.ending.is_set()
         state = Cancelled(message=str(error)) if cancelled else Failed(message=str(error))
-    work.outcomes[name] = Outcome(str(state.name), time.monotonic() - began, state.message or "")
+    work.outcomes[name] = StageResult(str(state.name), time.monotonic() - began, state.message or "")
     return state
 
 
@@ -186,7 +186,7 @@ def _heeding(children: Children) -> Iterator[None]:
         over.set()
 
 
-def _show(nodes: Sequence[Node], outcomes: dict[str, Outcome]) -> None:
+def _show(nodes: Sequence[Node], outcomes: dict[str, StageResult]) -> None:
     """The run's artifacts; that a page lacks a table does not make a result worse."""
     try:
         artifacts.publish(nodes, outcomes)
@@ -231,7 +231,7 @@ def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> 
 
     def finish(name: str, state: State[Any]) -> None:
         states[name] = state
-        work.outcomes.setdefault(name, Outcome(str(state.name), 0.0, state.message or ""))
+        work.outcomes.setdefault(name, StageResult(str(state.name), 0.0, state.message or ""))
         order.done(name)
 
     while order.is_active():

@@ -1,22 +1,28 @@
-"""One table of every probed model: what `make run` ends with.
+"""One table of every probed model, with its change since a commit: `make results`, and what `make run` ends with.
 
-It reads what DVC shows, so that it also draws the table of another revision:
+    python -m flows.results [--since REVISION]
 
-    dvc metrics show --json data/linear-probe/*/metrics.json | python -m flows.results
+It reads the reports that the probes have written, and what the trainings took from `.runs/`, where they ran here.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from flows import records
+from flows.records import Numbers
+from ssl_models import layout
+from ssl_models.tracking.execution import REPORT
+from stages import provenance
 
 COLUMNS = {
     "pretrained": "pretrained.accuracy",
+    "change": "",
     "95 % interval": "",
     "random init": "random_init.accuracy",
     "gain": "gain.random_init",
@@ -26,51 +32,59 @@ COLUMNS = {
     "majority": "majority.accuracy",
     "5 labels": "pretrained.labels_5",
     "raw, 5": "raw_input.labels_5",
+    "seconds": "",
 }
-"""Heading and metric. `gain` is paired on the test rows, with a `*` where its 95 % interval lies above 0."""
-GAP = 2
-"""Spaces between columns."""
+"""Heading and number. `change` is that of `pretrained` since the commit, where there is one; `gain` is paired on the
+test rows, with a `*` where its 95 % interval lies above 0; `seconds` are those of the training steps."""
 
 
 def main() -> None:
-    """Read DVC's JSON from standard input and print the table, as many of its columns as a terminal has room for."""
-    try:
-        shown = json.load(sys.stdin)
-    except ValueError:
-        sys.exit("error: standard input is not what `dvc metrics show --json` prints: see its message above")
-    files = {path: entry for revision in shown.values() for path, entry in revision.get("data", {}).items()}
-    probed = {Path(path).parent.name: entry["data"] for path, entry in sorted(files.items()) if entry.get("data")}
-    if not probed:
+    """Print the table, as many of its columns as a terminal has room for."""
+    parser = argparse.ArgumentParser(prog="python -m flows.results", description="The table of every probed model.")
+    parser.add_argument(
+        "--since", default="HEAD", metavar="REVISION", help="the commit to compare with (default: HEAD)"
+    )
+    since = parser.parse_args().since
+    paths = sorted(map(str, (provenance.DATA / "linear-probe").glob(f"*/{REPORT}")))
+    if not paths:
         sys.exit("error: no model has been probed yet: run dvc repro")
-    rows = [["model", *COLUMNS], *([name, *_cells(metrics)] for name, metrics in probed.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sum(widths) + GAP * len(widths)
-    fitting = max(2, sum(end - GAP <= room for end in itertools.accumulate(width + GAP for width in widths)))
-    for name, *cells in rows:
-        numbers = (cell.rjust(width + GAP) for cell, width in zip(cells, widths[1:fitting], strict=False))
-        print(name.ljust(widths[0]) + "".join(numbers))
-    print("accuracy of a linear probe; gain over random init, * where its 95 % interval lies above 0")
-    if fitting < len(widths):
-        print("a wider terminal also shows: " + "; ".join(list(COLUMNS)[fitting - 1 :]))
+    before = records.committed(paths, since)
+    rows = [row(Path(path).parent.name, records.current(path), before.get(path, {})) for path in paths]
+    header = ["model", *COLUMNS]
+    ends = itertools.accumulate(width + layout.GAP for width in layout.widths(header, rows))
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    fitting = max(2, sum(end - layout.GAP <= room for end in ends))
+    print("\n".join(layout.console(header[:fitting], [cells[:fitting] for cells in rows], right=True)))
+    print(f"accuracy of a linear probe, and its change since {since}")
+    print("gain over random init, * where its 95 % interval lies above 0")
+    if fitting < len(header):
+        print("a wider terminal also shows: " + "; ".join(header[fitting:]))
 
 
-def _cells(metrics: dict[str, Any]) -> Iterable[str]:
+def row(model: str, now: Numbers, before: Numbers) -> list[str]:
+    """The cells of a model: its name, and one for each of COLUMNS."""
+    return [model, *_cells(model, now, before)]
+
+
+def _cells(model: str, now: Numbers, before: Numbers) -> Iterator[str]:
     for heading, key in COLUMNS.items():
+        value = now.get(key)
         if heading == "95 % interval":
-            low, high = _value(metrics, "pretrained.low"), _value(metrics, "pretrained.high")
+            low, high = now.get("pretrained.low"), now.get("pretrained.high")
             yield "-" if low is None or high is None else f"{low:.3f}-{high:.3f}"
-            continue
-        value = _value(metrics, key)
-        text = "-" if value is None else f"{value:+.3f}" if heading == "gain" else f"{value:.3f}"
-        beyond = heading == "gain" and (_value(metrics, "gain.random_init_low") or 0.0) > 0.0
-        yield text + ("*" if beyond else "")
+        elif heading == "change":
+            yield _change(now.get(COLUMNS["pretrained"]), before.get(COLUMNS["pretrained"]))
+        elif heading == "seconds":
+            training = provenance.execution("pretrain", model)
+            yield f"{training.seconds:.1f}" if training else ""
+        elif heading == "gain" and value is not None:
+            yield f"{value:+.3f}" + ("*" if now.get("gain.random_init_low", 0.0) > 0.0 else "")
+        else:
+            yield "-" if value is None else f"{value:.3f}"
 
 
-def _value(metrics: dict[str, Any], key: str) -> float | None:
-    found: Any = metrics
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return float(found) if isinstance(found, int | float) else None
+def _change(now: float | None, before: float | None) -> str:
+    return "" if now is None or before is None or now == before else f"{now - before:+.3f}"
 
 
 if __name__ == "__main__":

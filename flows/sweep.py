@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.artifacts import flat
+from flows import records
 from flows.execution.stage_task import Children, Ended, StageError, command_status
 from flows.hooks import notify
 from flows.links import flow_run_page, mlflow_address
-from stages.provenance import FLOW_RUN_URL
+from ssl_models.layout import markdown
+from ssl_models.tracking.execution import REPORT, Execution
+from stages.provenance import FLOW_RUN_URL, execution_file
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 Point = dict[str, str]
@@ -86,25 +87,15 @@ def _said(point: Point) -> str:
 
 
 def collect(name: str, point: Point, models: Sequence[str]) -> list[Result]:
-    """What the experiment `name` has found, read from DVC."""
+    """What the experiment `name` has found: its reports from DVC, the MLflow runs from the records of its probes."""
     import dvc.api
 
-    found = []
+    results = []
     for model in models:
-        metrics = flat(dvc.api.metrics_show(f"data/linear-probe/{model}/metrics.json", rev=name))
-        found.append(Result(name, model, point, metrics, mlflow_address(_run(name, model))))
-    return found
-
-
-def _run(name: str, model: str) -> Any:
-    """`run.json` of an experiment; None where it has none."""
-    import dvc.api
-    from dvc.exceptions import DvcException
-
-    try:
-        return json.loads(dvc.api.read(f"data/pretrain/{model}/run.json", rev=name))
-    except (DvcException, OSError, ValueError):
-        return None
+        numbers = records.parse(dvc.api.read(f"data/linear-probe/{model}/{REPORT}", rev=name))
+        probed = Execution.load(execution_file("linear-probe", model, name))
+        results.append(Result(name, model, point, numbers, mlflow_address(probed)))
+    return results
 
 
 def table(results: Sequence[Result]) -> str:
@@ -113,19 +104,19 @@ def table(results: Sequence[Result]) -> str:
     order = sorted(results, key=lambda result: -(result.metric("accuracy") or -1.0))
     best = order[0].metric("low") if order else None
     header = ["experiment", "model", *keys, "accuracy", "95 % interval", "beside the best", "MLflow"]
-    lines = [header, ["---"] * len(header)]
+    rows = []
     for place, result in enumerate(order):
         values = [result.point.get(key, "") for key in keys]
         accuracy, low, high = (result.metric(name) for name in ("accuracy", "low", "high"))
         if accuracy is None:
-            row = ["failed" if result.failure else "no labels", "", ""]
+            said = ["failed" if result.failure else "no labels", "", ""]
         else:
             interval = f"{low:.3f}-{high:.3f}" if low is not None and high is not None else ""
             worse = best is not None and high is not None and high < best
-            row = [f"{accuracy:.3f}", interval, "best" if place == 0 else "worse" if worse else "not told apart"]
+            said = [f"{accuracy:.3f}", interval, "best" if place == 0 else "worse" if worse else "not told apart"]
         link = f"[run]({result.page})" if result.page else ""
-        lines.append([result.experiment, result.model, *values, *row, link])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([result.experiment, result.model, *values, *said, link])
+    return markdown(header, rows)
 
 
 @flow(name="sweep", on_failure=[notify], on_crashed=[notify])

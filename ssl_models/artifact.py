@@ -157,8 +157,8 @@ def unique(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(objective: Objective, model: Model, encoding: Encoding, folder: Path, **facts: Any) -> None:
-    """Write the folder, which must not exist; `facts` (the step, say) go into `pretext.json`."""
-    folder.mkdir(parents=True)
+    """Write the folder, which is new or empty; `facts` (the step, say) go into `pretext.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
     transformer = _language_model(objective)
     if transformer is not None:
         source = Path(model.init_from) if model.init_from is not None else None

@@ -8,7 +8,6 @@ after a checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
@@ -24,8 +23,10 @@ from torch import Tensor, nn
 from ssl_models import artifact
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, Split
+from ssl_models.files import whole_folder, write_json, write_text
 from ssl_models.models import compiler
 from ssl_models.objectives import Objective
+from ssl_models.tracking.execution import METRICS, REPORT, Execution, Stopwatch, peak_memory_mb, result
 from ssl_models.tracking.tracker import Status, Tracker
 from ssl_models.training import checkpoint
 from ssl_models.training.batches import Batches, on
@@ -42,6 +43,9 @@ PATIENCE = 5
 CURVE = 1000
 """Most rows of loss.csv: longer curves are averaged over windows."""
 RUN = "run.json"
+"""Beside the checkpoints: the MLflow run that a resumed job continues."""
+DIGITS = 6
+"""Significant digits of a number in `metrics.json` and `report.json`."""
 
 
 @dataclass
@@ -87,12 +91,12 @@ def main() -> int:
 
 def run(job: Job, world: World, signals: Signals) -> None:
     """Train, or go on training, and write the output. JobError is one sentence; Stopped leaves a checkpoint."""
-    began = time.monotonic()
+    watch = Stopwatch()
     tracker = Tracker(job, job.checkpoints / RUN, signals.asked) if world.rank == 0 else None
     status: Status = "FAILED"
     try:
         objective, encoding, shards = opened(job)
-        state, facts = train(job, world, signals, objective, encoding, shards, tracker)
+        state, evaluation = train(job, world, signals, objective, encoding, shards, tracker)
         if tracker is not None:
             write_model(job, objective, encoding, state)
         status = "FINISHED"
@@ -102,12 +106,13 @@ def run(job: Job, world: World, signals: Signals) -> None:
     except torch.OutOfMemoryError:
         raise JobError(f"{job.name}: the GPU ran out of memory; set a smaller micro_batch in compute.yaml") from None
     finally:
-        found = tracker.finish(status) if tracker is not None else {}
+        mlflow_run = tracker.finish(status) if tracker is not None else {}
     if tracker is not None:
         size = sum(parameter.numel() for parameter in objective.parameters())
-        write_facts(job, state, {"parameters": size, "steps": state.step}, facts, found)
+        write_results(job, state, {"parameters": size, "steps": state.step}, evaluation)
+        write_execution(job, state, watch, mlflow_run)
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-        print(f"{job.name}: trained {state.step} steps in {time.monotonic() - began:.1f} s", flush=True)
+        print(f"{job.name}: trained {state.step} steps in {watch.seconds:.1f} s", flush=True)
 
 
 def completed(job: Job) -> Job:
@@ -173,7 +178,9 @@ def train(
     batches, evaluation = Batches(training, settings, world), Evaluation(learner, shards, validation)
     writer = checkpoint.Writer(job.checkpoints)
     rate_name, per_row = ("tokens", encoding.length) if encoding.modality == "text" else ("samples", 1)
-    progress = Progress(job.name, settings.steps, state.step, rate_name) if tracker else None
+    progress = None
+    if tracker is not None:
+        progress = Progress(job.name, settings.steps, done=state.step, unit="step", stream=sys.stdout)
     last_checkpoint = time.monotonic()
     try:
         while state.step < settings.steps:
@@ -209,7 +216,7 @@ def train(
             }
             if tracker is not None and progress is not None:
                 tracker.metrics(state.step, finite(values))
-                progress.step(state.step, means.loss, rate)
+                progress.advance(f"loss {means.loss:.4f}, {rate:,.0f} {rate_name}/s")
             if state.step % settings.evaluate_every == 0 or state.step == settings.steps:
                 evaluate(state, objective, evaluation, tracker, progress)
             if (stop or write) and state.step < settings.steps:
@@ -354,36 +361,35 @@ def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World, t
 
 def write_model(job: Job, objective: Objective, encoding: Encoding, state: State) -> None:
     """Write `model/`, whole or not at all."""
-    folder, partial = job.output / "model", job.output / ".model.partial"
-    job.output.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    artifact.save(objective, job.model, encoding, partial, step=state.step)
-    for path in sorted(partial.rglob("*")):
-        checkpoint.sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    checkpoint.sync(job.output)
+    with whole_folder(job.output / "model") as folder:
+        artifact.save(objective, job.model, encoding, folder, step=state.step)
 
 
-def write_facts(
-    job: Job,
-    state: State,
-    sizes: dict[str, int],
-    evaluation: dict[str, float],
-    run_facts: dict[str, str | None],
-) -> None:
-    """Write `metrics.json`, `loss.csv` and `run.json`."""
-    settings = job.model.train
-    tail = [loss for loss in state.losses[-max(1, settings.steps // 20) :] if math.isfinite(loss)] or [math.nan]
-    metrics = {
-        "seconds": round(state.seconds, 2),
-        "samples_per_second": round(settings.batch * state.step / max(state.seconds, 1e-9), 2),
-        "loss": sum(tail) / len(tail),
-        **evaluation,
-    }
-    write_text(job.output / "metrics.json", json.dumps(sizes | finite(metrics), indent=1) + "\n")
+def write_results(job: Job, state: State, sizes: dict[str, int], evaluation: dict[str, float]) -> None:
+    """Write `metrics.json` (the two losses), `report.json` (every number of the last evaluation) and `loss.csv`."""
+    tail = [loss for loss in state.losses[-max(1, job.model.train.steps // 20) :] if math.isfinite(loss)] or [math.nan]
+    values = finite({"loss": sum(tail) / len(tail), **evaluation})
+    report = sizes | {name: float(f"{value:.{DIGITS}g}") for name, value in values.items()}
+    write_json(job.output / REPORT, report)
+    write_json(job.output / METRICS, {name: report.get(name) for name in ("loss", "validation_loss")})
     write_text(job.output / "loss.csv", curve(state))
-    write_text(job.output / RUN, json.dumps(run_facts, indent=1) + "\n")
+
+
+def write_execution(job: Job, state: State, watch: Stopwatch, mlflow_run: dict[str, str | None]) -> None:
+    """Write what another run of the same job would give differently; `seconds` are those of all its steps."""
+    written = result(job.output)
+    if job.execution is None or written is None:
+        return
+    gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
+    Execution(
+        result=written,
+        started=watch.started,
+        seconds=round(state.seconds, 3),
+        peak_memory_mb=peak_memory_mb(),
+        peak_gpu_memory_mb=gpu,
+        samples_per_second=round(job.model.train.batch * state.step / max(state.seconds, 1e-9), 2),
+        **mlflow_run,
+    ).save(job.execution)
 
 
 def curve(state: State) -> str:
@@ -398,14 +404,6 @@ def curve(state: State) -> str:
         lines.append(f"{end},{sum(part) / len(part):.6g},{f'{found[-1]:.6g}' if found else ''}")
         before = end
     return "\n".join(lines) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    checkpoint.sync(partial)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,14 @@ def pairs_in_buckets(keys: NDArray[np.uint64], window: int = 8) -> NDArray[np.in
     return cast(NDArray[np.int64], _pairs_in_buckets(np.argsort(keys, kind="stable"), keys, window))
 
 
+def distinct(lists: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The different pairs `[pairs, 2]` of rows among several lists of them, in order; one list is held at a time."""
+    packed = np.empty(0, np.int64)
+    for pairs in lists:
+        packed = np.union1d(packed, pairs[:, 0] << 32 | pairs[:, 1])
+    return np.stack([packed >> 32, packed & 0xFFFFFFFF], axis=1)
+
+
 @compiled
 def root(parent: Any, row: int) -> int:
     """The first row of `row`'s cluster; halves the path to it on the way."""

@@ -12,7 +12,6 @@ tried), and a group that large can no longer be split.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages import engine, params, tables
+from ssl_models.files import whole_folder
+from stages import engine, params, provenance, tables
 from stages.clusters import Clusters, gather
 
 
@@ -45,11 +45,11 @@ def sift(job: Sift) -> tuple[pa.Table, pa.Table]:
         empty = file.schema_arrow.empty_table()
         with tables.parquet_writer(job.target, file.schema_arrow) as writer:
             for batch in file.iter_batches(tables.ROW_GROUP):
-                here = slice(start, start + len(batch))
+                rows = slice(start, start + len(batch))
                 table = pa.Table.from_batches([batch])
-                writer.write_table(table.filter(pa.array(job.stays[here])), row_group_size=tables.ROW_GROUP)
-                gone.append(table.select(["id", "source"]).filter(pa.array(~job.stays[here])))
-                heads.append(table.select(["id"]).filter(pa.array(job.heads[here])))
+                writer.write_table(table.filter(pa.array(job.stays[rows])), row_group_size=tables.ROW_GROUP)
+                gone.append(table.select(["id", "source"]).filter(pa.array(~job.stays[rows])))
+                heads.append(table.select(["id"]).filter(pa.array(job.heads[rows])))
                 start += len(batch)
     return pa.concat_tables([empty.select(["id", "source"]), *gone]), pa.concat_tables([empty.select(["id"]), *heads])
 
@@ -77,17 +77,17 @@ def _duplicates(
     return pa.table(columns, schema=tables.DUPLICATES)
 
 
-def dedup(name: str) -> None:
+@provenance.measured("dedup")
+def run(name: str) -> None:
     """Run the stage for `corpora.NAME`."""
-    start = time.monotonic()
     corpus = params.corpus(name)
     modality = params.find(f"stages.modalities.{corpus.modality}", "dedup", f"corpora.{name}.modality")
     options = params.options(modality.Options, corpus.dedup, f"corpora.{name}.dedup")
     partitions = tables.partitions(tables.address("ingest", name) / "rows")
     output = tables.address("dedup", name)
 
-    found = engine.map(partial(modality.sketch, options=options), partitions, label=f"dedup {name}: sketch")
-    sketches = gather(found, np.concatenate([np.zeros(0, bool), *map(labelled, partitions)]))
+    sketched = engine.map(partial(modality.sketch, options=options), partitions, label=f"dedup {name}: sketch")
+    sketches = gather(sketched, np.concatenate([np.zeros(0, bool), *map(labelled, partitions)]))
     ends, payload_bytes = sketches.ends, sketches.payload_bytes
     clusters = cast(Clusters, modality.cluster(sketches, options))
     del sketches
@@ -95,7 +95,7 @@ def dedup(name: str) -> None:
     gone = clusters.kept != np.arange(len(clusters.kept))
     heads = np.zeros(len(gone), bool)
     heads[clusters.kept[gone]] = True
-    with tables.whole_folder(output / "rows") as folder:
+    with whole_folder(output / "rows") as folder:
         jobs = [
             Sift(partition, folder / tables.part(index), stays, head)
             for index, (partition, stays, head) in enumerate(
@@ -107,21 +107,18 @@ def dedup(name: str) -> None:
     tables.write_parquet(output / "duplicates.parquet", duplicates)
 
     exact = int((gone & clusters.exact).sum())
-    seconds = time.monotonic() - start
     tables.write_metrics(
-        output / "metrics.json",
+        output,
         rows_in=len(gone),
         rows_out=sum(pq.read_metadata(path).num_rows for path in tables.partitions(output / "rows")),
         duplicates=len(duplicates),
         bytes_in=payload_bytes,
-        seconds=seconds,
         exact=exact,
         near=len(duplicates) - exact,
         clusters=int(heads.sum()),
         largest_cluster=int(np.bincount(clusters.kept).max()) if len(gone) else 0,
-        megabytes_per_second=round(payload_bytes / 1e6 / seconds, 3),
     )
 
 
 if __name__ == "__main__":
-    params.main(dedup)
+    params.main(run)

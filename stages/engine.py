@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, TypeVar
 
+from ssl_models.training.progress import Progress
 from stages.params import UserError, load_compute
-from stages.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

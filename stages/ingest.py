@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,7 +18,9 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import check, engine, params, tables
+from ssl_models.files import remove, whole_file, whole_folder
+from ssl_models.tracking.execution import METRICS, REPORT
+from stages import check, engine, params, provenance, tables
 from stages.params import UserError
 from stages.readers import Options, Partition, Record, Reject, excerpt, too_long
 
@@ -30,7 +31,7 @@ NAMES = 20
 
 
 @dataclass
-class Outcome:
+class Ingested:
     """What became of a partition: `pieces` of rows and of rejects, in order, and what was counted: rows, rejects, rows
     with a group, labels, reasons."""
 
@@ -42,7 +43,7 @@ class Outcome:
     grouped: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Outcome) -> None:
+    def add(self, other: Ingested) -> None:
         """Count another partition in."""
         self.rows += other.rows
         self.rejects += other.rejects
@@ -53,9 +54,9 @@ class Outcome:
         self.reasons += other.reasons
 
 
-def ingest(name: str) -> None:
+@provenance.measured("ingest")
+def run(name: str) -> None:
     """Read `corpora.NAME` into `data/ingest/NAME/`."""
-    begun = time.monotonic()
     corpus = params.corpus(name)
     if wrong := list(check.corpus(name, corpus)):  # of any stage: told now, not after hours of reading
         raise UserError("\n".join(wrong))
@@ -65,14 +66,15 @@ def ingest(name: str) -> None:
     modality = params.find("stages.modalities", corpus.modality, f"corpora.{name}.modality").__name__ + ".ingest"
 
     folder = tables.address("ingest", name)
-    tables.remove(folder / "metrics.json")
+    for numbers in (METRICS, REPORT):
+        remove(folder / numbers)
     try:
         plan: list[Partition] = reader.plan(corpus.ingest.source, options)
     except UserError as error:  # a reader knows its options, not the corpus they stand in
         place = f"{params.PARAMS}: corpora.{name}." if str(error).startswith("ingest.") else ""
         raise UserError(f"{place}{error}") from None
-    total = Outcome()
-    with tables.whole_folder(folder / "rows") as rows:
+    total = Ingested()
+    with whole_folder(folder / "rows") as rows:
         numbered = list(enumerate(plan))
         work = partial(ingest_partition, reader=reader.__name__, modality=modality, options=options, folder=rows)
         for outcome in engine.map(work, numbered, label=f"ingest {name}"):
@@ -82,12 +84,11 @@ def ingest(name: str) -> None:
         for index, piece in enumerate(total.pieces):
             piece.rename(rows / tables.part(index))
     tables.write_metrics(
-        folder / "metrics.json",
+        folder,
         rows_in=total.rows + total.rejects,
         rows_out=sum(pq.read_metadata(path).num_rows for path in tables.partitions(folder / "rows")),
         rejects=pq.read_metadata(folder / "rejects.parquet").num_rows,
         bytes_in=sum(partition.size for partition in plan),
-        seconds=time.monotonic() - begun,
         partitions=len(total.pieces),
         labels=len(total.labels),
     )
@@ -96,23 +97,23 @@ def ingest(name: str) -> None:
 
 def ingest_partition(
     numbered: tuple[int, Partition], reader: str, modality: str, options: Options, folder: Path
-) -> Outcome:
+) -> Ingested:
     """Write the rows and rejects of one partition into `folder`, as files that the driver renames."""
     index, partition = numbered
     check: Check = importlib.import_module(modality).check
     schema = tables.rows_schema(importlib.import_module(modality).FIELDS)
-    found = importlib.import_module(reader).read(partition, options)
-    return write(found, check, schema, options, folder, f"{index:05d}")
+    records = importlib.import_module(reader).read(partition, options)
+    return write(records, check, schema, options, folder, f"{index:05d}")
 
 
 def write(
-    found: Iterable[Record | Reject], check: Check, schema: pa.Schema, options: Options, folder: Path, stem: str
-) -> Outcome:
+    records: Iterable[Record | Reject], check: Check, schema: pa.Schema, options: Options, folder: Path, stem: str
+) -> Ingested:
     """Write what a reader found and the modality finds good."""
     rows = tables.PartWriter(folder, schema, f"rows-{stem}")
     rejects = tables.PartWriter(folder, tables.REJECTS, f"rejects-{stem}")
-    outcome = Outcome()
-    for item in found:
+    outcome = Ingested()
+    for item in records:
         reject = item if isinstance(item, Reject) else _refusal(item, check, options)
         if reject is not None:
             values = {"source": reject.source, "reason": reject.reason, "excerpt": reject.excerpt}
@@ -164,7 +165,7 @@ def _printable(text: str) -> str:
 
 def _merge_rejects(pieces: list[Path], path: Path) -> None:
     """One `rejects.parquet` out of the workers' pieces, which are removed; empty where there are none."""
-    with tables.whole_file(path) as whole, tables.parquet_writer(whole, tables.REJECTS) as writer:
+    with whole_file(path) as whole, tables.parquet_writer(whole, tables.REJECTS) as writer:
         for piece in pieces:
             writer.write_table(pq.read_table(piece), row_group_size=tables.ROW_GROUP)
             piece.unlink()
@@ -177,7 +178,7 @@ def _most_frequent(reasons: Counter[str]) -> str:
 
 
 def _refuse_if_poor(
-    total: Outcome,
+    total: Ingested,
     most: float,
     at: str,
     rejects: Path,
@@ -190,8 +191,8 @@ def _refuse_if_poor(
     if not rows:
         raise UserError(f"{params.PARAMS}: {at}.source: there is not one row in it")
     known = ""
-    found = {"label": len(total.labels), "group": total.grouped}
-    lacking = [key for key, rows in found.items() if getattr(options, key, None) is not None and not rows]
+    present = {"label": len(total.labels), "group": total.grouped}
+    lacking = [key for key, rows in present.items() if getattr(options, key, None) is not None and not rows]
     if (not total.rows or lacking) and hasattr(reader, "columns"):
         names = reader.columns(plan[0], options)
         shown = ", ".join(names[:NAMES]) + (", ..." if len(names) > NAMES else "")
@@ -211,11 +212,11 @@ def _refuse_if_poor(
         )
 
 
-def _report(total: Outcome, name: str) -> None:
+def _report(total: Ingested, name: str) -> None:
     print(f"ingest {name}: {total.rows} rows, {total.rejects} rejects", file=sys.stderr)
     for reason, count in total.reasons.most_common(5):
         print(f"  {count} x {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    params.main(ingest)
+    params.main(run)

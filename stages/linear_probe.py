@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,18 @@ import pyarrow as pa
 import torch
 
 from ssl_models import artifact
+from ssl_models.addresses import public
 from ssl_models.config import Probe
 from ssl_models.cpu import allocator
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, Split
+from ssl_models.files import whole_file, write_json
 from ssl_models.objectives import Objective
 from ssl_models.probing import report
 from ssl_models.probing.features import Source, classify, extract, extract_raw
 from ssl_models.probing.probe import Report, Score, Task, probe
 from ssl_models.tracking import probe as probe_tracking
+from ssl_models.tracking.execution import METRICS, REPORT, result
 from ssl_models.tracking.probe import Run
 from ssl_models.training.job import Tracking
 from stages import params, provenance, tables
@@ -110,7 +114,7 @@ def predictions(found: Report | None, shards: Shards) -> pa.Table:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with tables.whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
@@ -136,23 +140,29 @@ def ask(name: str) -> tuple[Shards, Report | None]:
     return shards, run_probe(name, trained, fresh, source(split, task, encoding), task, config)
 
 
-def linear_probe(name: str) -> None:
-    """Probe the model `models.NAME` and write `data/linear-probe/NAME/`, then into its MLflow run."""
+@provenance.measured("linear-probe")
+def run(name: str) -> dict[str, str | None]:
+    """Probe the model `models.NAME` and write `data/linear-probe/NAME/`, then into its MLflow run, which is
+    returned."""
     start = time.monotonic()
     shards, found = ask(name)
     seconds = time.monotonic() - start
     folder = tables.address("linear-probe", name)
-    tables.write_json(folder / "report.json", report.details(found, seconds))
+    write_json(folder / REPORT, report.details(found))
     tables.write_parquet(folder / "predictions.parquet", predictions(found, shards))
     _write_csv(folder / "label_efficiency.csv", report.CURVE_COLUMNS, report.curve_rows(found))
     _write_csv(folder / "confusion.csv", report.CONFUSION_COLUMNS, report.confusion_rows(found))
-    tables.write_json(folder / "metrics.json", report.metrics(found, seconds))
+    write_json(folder / METRICS, report.headline(found))
     store = provenance.tracking(params.model(name).corpus, f"linear-probe@{name}", ())
-    run = probe_tracking.log(name, found, seconds, tables.address("pretrain", name) / "run.json", store)
+    training = provenance.execution("pretrain", name)
+    weights = result(tables.address("pretrain", name)) or ""
+    model = probe_tracking.Trained(name, weights, training.run_id if training else None)
+    mlflow_run = probe_tracking.log(model, found, seconds, store)
     if found is not None:
         print(report.table(found), flush=True)
-    if run is not None and found is not None and (score := found.scores["pretrained"]) is not None:
-        _register(name, report.markdown(found), score, run, store)
+    if mlflow_run is not None and found is not None and (score := found.scores["pretrained"]) is not None:
+        _register(name, report.markdown(found), score, mlflow_run, store)
+    return {} if mlflow_run is None else {**asdict(mlflow_run), "tracking_uri": public(mlflow_run.tracking_uri)}
 
 
 def _register(name: str, text: str, score: Score, run: Run, store: Tracking) -> None:
@@ -167,4 +177,4 @@ def _register(name: str, text: str, score: Score, run: Run, store: Tracking) -> 
 
 
 if __name__ == "__main__":
-    params.main(linear_probe)
+    params.main(run)

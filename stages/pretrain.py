@@ -44,6 +44,7 @@ def write_job(name: str, model: Model) -> Path:
         model=model,
         shards=shards.absolute(),
         output=tables.address("pretrain", name).absolute(),
+        execution=provenance.execution_file("pretrain", name),
         checkpoints=folder,
         compute=job.Compute(
             micro_batch=compute.micro_batch,
@@ -58,7 +59,7 @@ def write_job(name: str, model: Model) -> Path:
     return path
 
 
-def pretrain(name: str) -> None:
+def run(name: str) -> None:
     """Train the model `models.NAME`; exits with the job's status where that is not 0."""
     model = params.model(name)
     check(name, model)
@@ -68,4 +69,4 @@ def pretrain(name: str) -> None:
 
 
 if __name__ == "__main__":
-    params.main(pretrain)
+    params.main(run)

@@ -1,12 +1,14 @@
-"""Where a run came from: the commit, DVC's hashes of its data, and the MLflow server that keeps it. Imports neither
-DVC nor MLflow: `dvc.lock` is plain YAML."""
+"""Where a run came from, and where what it leaves behind is kept: the commit, DVC's hashes of its data, the MLflow
+server, the record of each execution. Imports neither DVC nor MLflow: `dvc.lock` is plain YAML."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,18 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ssl_models.addresses import public
+from ssl_models.tracking.execution import Execution, Stopwatch, peak_memory_mb, result
 from ssl_models.training.job import Dataset, Tracking
 from stages.params import load_compute
 
+DATA = Path("data")
 LOCK = Path("dvc.lock")
 CACHE = Path(".dvc/cache/files/md5")
 STORE = Path(".mlflow")
+EXECUTIONS = Path(".runs")
+"""Ignored by git and DVC: `<stage>/<name>.json` holds what varies between two runs of the same work."""
+EXPERIMENT = "DVC_EXP_NAME"
+"""Set by DVC for the stages of an experiment: its name."""
 FLOW_RUN_URL = "PRETEXT_FLOW_RUN_URL"
 """Set by a flow for the stages it runs: the page of the flow run."""
 PATCH = "reproduce/changes.patch"
@@ -43,6 +51,43 @@ def project() -> Path:
     return copies[0].parents[2] if copies else here
 
 
+def execution_file(stage: str, name: str, experiment: str | None = None) -> Path:
+    """The record of a stage's last execution; one of its own for each experiment that ran in a copy of the tree."""
+    if experiment is None and project() != Path.cwd():
+        experiment = os.environ.get(EXPERIMENT, "unnamed")
+    folder = project() / EXECUTIONS
+    return (folder / "experiments" / experiment if experiment else folder) / stage / f"{name}.json"
+
+
+def execution(stage: str, name: str) -> Execution | None:
+    """The execution that wrote what now lies at `data/<stage>/<name>`; None where that came from elsewhere."""
+    return Execution.of(DATA / stage / name, execution_file(stage, name))
+
+
+Facts = Mapping[str, str | None]
+"""Further fields of an Execution, by name."""
+
+
+def measured(stage: str) -> Callable[[Callable[[str], Facts | None]], Callable[[str], None]]:
+    """A decorator of a stage that works in this process: it writes the execution's record, with the facts that the
+    stage returns. A result that does not come of it (a failure) has none."""
+
+    def decorate(run: Callable[[str], Facts | None]) -> Callable[[str], None]:
+        @functools.wraps(run)
+        def timed(name: str) -> None:
+            watch = Stopwatch()
+            facts = run(name) or {}
+            written = result(DATA / stage / name)
+            if written is not None:
+                taken = {"started": watch.started, "seconds": watch.seconds, "peak_memory_mb": peak_memory_mb()}
+                record = Execution.model_validate({"result": written, **taken, **facts})
+                record.save(execution_file(stage, name))
+
+        return timed
+
+    return decorate
+
+
 def tracking(corpus: str, stage: str, datasets: tuple[Dataset, ...]) -> Tracking:
     """What a job is told about its MLflow run: one experiment per corpus, and tags that lead back to here."""
     uri = tracking_uri()
@@ -53,7 +98,7 @@ def tracking(corpus: str, stage: str, datasets: tuple[Dataset, ...]) -> Tracking
         tags |= {"git.commit": commit, "mlflow.source.git.commit": commit}
     if flow_run := os.environ.get(FLOW_RUN_URL):
         tags["prefect.flow_run"] = flow_run
-    if experiment := os.environ.get("DVC_EXP_NAME"):
+    if experiment := os.environ.get(EXPERIMENT):
         tags["dvc.experiment"] = experiment
     changes = uncommitted()
     return Tracking(

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_models.data.encoding import Encoding
-from ssl_models.data.manifest import FILE, Column, Manifest, Shard, SplitManifest, checksum
-from stages import splits, tables
-from stages.params import UserError, corpus, find, main, options
-from stages.progress import Progress
+from ssl_models.data.manifest import FILE, Column, Manifest, Shard, SplitManifest
+from ssl_models.files import checksum, whole_folder, write_json
+from ssl_models.training.progress import Progress
+from stages import params, provenance, splits, tables
+from stages.params import UserError
 
 SHARD_BYTES = 256 * 2**20
 BATCH, BATCH_BYTES = 1024, 2**25
@@ -92,25 +92,25 @@ class Documents:
         return labelled
 
 
+@provenance.measured("shard")
 def run(name: str) -> None:
     """Split, shuffle and write the rows of corpus `name`, with manifest, encoding and metrics."""
-    start = time.monotonic()
-    entry = corpus(name)
-    modality = find(f"stages.modalities.{entry.modality}", "shard", f"corpora.{name}.modality")
-    chosen = options(modality.Options, entry.shard, f"corpora.{name}.shard")
+    corpus = params.corpus(name)
+    modality = params.find(f"stages.modalities.{corpus.modality}", "shard", f"corpora.{name}.modality")
+    options = params.options(modality.Options, corpus.shard, f"corpora.{name}.shard")
     tokenized = tables.address("tokenize", name)
     partitions = tables.partitions(tokenized / "rows")
-    encoding = modality.described(Encoding.load(tokenized / "encoding"), chosen)
-    out = tables.address("shard", name)
-    with tables.whole_folder(out / "shards") as folder:
+    encoding = modality.described(Encoding.load(tokenized / "encoding"), options)
+    output = tables.address("shard", name)
+    with whole_folder(output / "shards") as folder:
         shutil.copytree(tokenized / "encoding", folder / "encoding")
         encoding.save(folder / "encoding")
         scratch = folder / "scratch"
         scratch.mkdir()
         columns = modality.columns(encoding)
-        documents = _spooled(partitions, modality, encoding, chosen.seed, scratch, name)
-        split_of = _assigned(documents, columns, modality.PACKED, chosen)
-        writer = _Writer(folder, columns, encoding.pad, chosen.seed, f"corpora.{name}.shard.sequence")
+        documents = _spooled(partitions, modality, encoding, options.seed, scratch, name)
+        split_of = _assigned(documents, columns, modality.PACKED, options)
+        writer = _Writer(folder, columns, encoding.pad, options.seed, f"corpora.{name}.shard.sequence")
         written = {}
         for split, codes in SPLITS.items():
             mine = np.isin(split_of, codes) & documents.some
@@ -123,7 +123,7 @@ def run(name: str) -> None:
                 written[split] = writer.fixed(split, mine, documents)
         shutil.rmtree(scratch)
         manifest = Manifest(
-            modality=entry.modality,
+            modality=corpus.modality,
             columns={
                 **columns,
                 "label": Column(dtype="int32"),
@@ -134,15 +134,14 @@ def run(name: str) -> None:
             labels=documents.labels,
             length=encoding.length,
         )
-        tables.write_json(folder / FILE, manifest.model_dump(mode="json"))
+        write_json(folder / FILE, manifest.model_dump(mode="json"))
     kept = sum(writer.documents.values())
     tables.write_metrics(
-        out / "metrics.json",
+        output,
         rows_in=len(documents.group),
         rows_out=kept,
         rejects=len(documents.group) - kept,
         bytes_in=sum(path.stat().st_size for path in partitions),
-        seconds=time.monotonic() - start,
         **_metrics(documents, split_of, manifest, writer),
     )
 
@@ -167,8 +166,8 @@ def _spooled(
                         files[column].write(np.ascontiguousarray(ragged.values, columns[column].dtype).data)
                         lengths[column].append(ragged.lengths)
                     keys.append(splits.keys(pc.coalesce(batch.column("group"), batch.column("id")).to_pylist(), seed))
-                    found = batch.column("label").to_pylist()
-                    codes.append(np.array([_code(seen, label) for label in found], np.int64))
+                    names = batch.column("label").to_pylist()
+                    codes.append(np.array([_code(seen, label) for label in names], np.int64))
                 progress.advance()
     finally:
         for file in files.values():
@@ -262,20 +261,20 @@ class _Writer:
 
         def gather(start: int, end: int) -> Values:
             numbers = mine[start:end]
-            found: Values = {}
+            rows: Values = {}
             for name, column in self.columns.items():
                 if column.codec:
-                    found[name] = [documents.spools[name].document(int(document)).tobytes() for document in numbers]
+                    rows[name] = [documents.spools[name].document(int(document)).tobytes() for document in numbers]
                     continue
-                found[name] = table = np.full((len(numbers), math.prod(column.shape)), self.pad, column.dtype)
+                rows[name] = table = np.full((len(numbers), math.prod(column.shape)), self.pad, column.dtype)
                 for row, document in zip(table, numbers, strict=True):
                     values = documents.spools[name].document(int(document))[: len(row)]
                     row[: len(values)] = values
             if test is not None:
-                found["label"] = documents.label[numbers].astype(np.int32)
-                found["test"] = test[numbers].astype(np.uint8)
-                found["group"] = documents.group[numbers]
-            return found
+                rows["label"] = documents.label[numbers].astype(np.int32)
+                rows["test"] = test[numbers].astype(np.uint8)
+                rows["group"] = documents.group[numbers]
+            return rows
 
         return self._write(split, len(mine), gather, self._mean_row_bytes(mine, documents))
 
@@ -366,4 +365,4 @@ def _warn(manifest: Manifest, lacking: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    params.main(run)

@@ -1,16 +1,12 @@
-"""What the data stages write: Arrow schemas, and writes that are whole or absent.
+"""What the stages write: addresses, Arrow schemas, the one dialect of Parquet, and the numbers of a data stage.
 
-A stage that is killed leaves only names that begin with a dot and end in `.partial`; the next run removes them. Files
-are byte-identical for identical data: no timestamps, fixed row groups, one compression.
+Files are byte-identical for identical data: no timestamps, fixed row groups, one compression. Every write is whole or
+absent (`ssl_models.files`).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,9 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssl_models.files import whole_file, write_json
+from ssl_models.tracking.execution import METRICS, REPORT
 from stages.params import UserError
+from stages.provenance import DATA
 
-DATA = Path("data")
 PARTITION_BYTES = 64 * 2**20
 """Payload in one partition, about: small enough for memory, large enough that DVC has few files to hash."""
 ROW_GROUP = 4096
@@ -68,67 +66,10 @@ def part(index: int, suffix: str = "parquet") -> str:
 
 def partitions(folder: Path, suffix: str = "parquet") -> list[Path]:
     """The partitions in `folder`, in order."""
-    found = sorted(folder.glob(f"part-*.{suffix}"), key=lambda path: int(path.stem.removeprefix("part-")))
-    if not found and not folder.is_dir():
+    paths = sorted(folder.glob(f"part-*.{suffix}"), key=lambda path: int(path.stem.removeprefix("part-")))
+    if not paths and not folder.is_dir():
         raise UserError(f"{folder} is missing: run the stage that writes it first (dvc repro)")
-    return found
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, where there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder; it becomes `path` when the block ends well, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    remove(partial)
-    try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        remove(partial)
-        raise
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new temporary sibling; it replaces `folder` when the block ends well, else it is removed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(folder)
-    remove(partial)
-    partial.mkdir()
-    try:
-        yield partial
-        for path in sorted(partial.rglob("*")):
-            _sync(path)
-        _sync(partial)
-        remove(folder)
-        partial.rename(folder)
-        _sync(folder.parent)
-    except BaseException:
-        remove(partial)
-        raise
+    return paths
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -151,10 +92,10 @@ def write_ipc(path: Path, table: pa.Table) -> None:
             writer.write_batch(batch)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as indented JSON; NaN and infinity are a ValueError, as JSON has none."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+def batches(partition: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """These columns of a partition, `rows` at a time."""
+    with pq.ParquetFile(partition) as file:
+        yield from file.iter_batches(rows, columns=list(columns))
 
 
 class PartWriter:
@@ -202,21 +143,22 @@ class PartWriter:
 
 
 def write_metrics(
-    path: Path,
+    folder: Path,
     *,
     rows_in: int,
     rows_out: int,
     rejects: int = 0,
     duplicates: int = 0,
     bytes_in: int,
-    seconds: float,
     **more: Any,
 ) -> None:
-    """Write a data stage's `metrics.json`, after the check that no row was lost: in = out + rejects + duplicates."""
+    """Write a data stage's `metrics.json` (rows in and out) and `report.json` (that, and all the rest), after the check
+    that no row was lost: in = out + rejects + duplicates."""
     if rows_in != rows_out + rejects + duplicates:
         raise UserError(
-            f"{path.parent}: {rows_in} rows in, but {rows_out} out + {rejects} rejects + {duplicates} duplicates: "
+            f"{folder}: {rows_in} rows in, but {rows_out} out + {rejects} rejects + {duplicates} duplicates: "
             "rows were lost or invented, which is a defect of the stage; please report it"
         )
     counts = {"rows_in": rows_in, "rows_out": rows_out, "rejects": rejects, "duplicates": duplicates}
-    write_json(path, {**counts, "bytes_in": bytes_in, "seconds": round(seconds, 3), **more})
+    write_json(folder / REPORT, {**counts, "bytes_in": bytes_in, **more})
+    write_json(folder / METRICS, {"rows_in": rows_in, "rows_out": rows_out})

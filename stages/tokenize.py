@@ -19,7 +19,6 @@ to change. Each module `stages/modalities/<modality>/tokenize.py` has
 from __future__ import annotations
 
 import functools
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,45 +28,47 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from ssl_models.data.encoding import Encoding
-from stages import engine, tables
-from stages.params import UserError, corpus, find, main, options
+from ssl_models.files import whole_folder
+from stages import engine, params, provenance, tables
+from stages.params import UserError
 
 CARRIED = ("id", "label", "group")
 
 
+@provenance.measured("tokenize")
 def run(name: str) -> None:
     """Fit the encoding of corpus `name`, encode every partition, write rows, encoding and metrics."""
-    start = time.monotonic()
-    entry = corpus(name)
-    modality = _modality(entry.modality)
-    chosen = options(modality.Options, entry.tokenize, f"corpora.{name}.tokenize")
+    corpus = params.corpus(name)
+    modality = _modality(corpus.modality)
+    options = params.options(modality.Options, corpus.tokenize, f"corpora.{name}.tokenize")
     partitions = tables.partitions(tables.address("dedup", name) / "rows")
     rows_in = sum(pq.read_metadata(path).num_rows for path in partitions)
     if rows_in == 0:
         raise UserError(
             f"corpora.{name}: there are no rows to tokenize; see {tables.address('ingest', name)}/rejects.parquet"
         )
-    out = tables.address("tokenize", name)
-    with tables.whole_folder(out / "encoding") as folder:
-        encoding = modality.fit(partitions, chosen, folder).model_copy(update={"folder": folder})
+    output = tables.address("tokenize", name)
+    with whole_folder(output / "encoding") as folder:
+        encoding = modality.fit(partitions, options, folder).model_copy(update={"folder": folder})
         encoding.save(folder)
-        with tables.whole_folder(out / "rows") as rows:
-            encode = functools.partial(_encode, modality=entry.modality, options=chosen, encoding=encoding, folder=rows)
+        with whole_folder(output / "rows") as rows:
+            encode = functools.partial(
+                _encode, modality=corpus.modality, options=options, encoding=encoding, folder=rows
+            )
             counts: Counter[str] = Counter()
             for part in engine.map(encode, list(enumerate(partitions)), label=f"tokenize {name}"):
                 counts.update(part)
     tables.write_metrics(
-        out / "metrics.json",
+        output,
         rows_in=rows_in,
         rows_out=counts["rows"],
         bytes_in=counts["bytes"],
-        seconds=time.monotonic() - start,
         **modality.metrics(counts, encoding),
     )
 
 
 def _modality(name: str) -> Any:
-    return find(f"stages.modalities.{name}", "tokenize", "modality")
+    return params.find(f"stages.modalities.{name}", "tokenize", "modality")
 
 
 def _encode(
@@ -89,4 +90,4 @@ def _encode(
 
 
 if __name__ == "__main__":
-    main(run)
+    params.main(run)

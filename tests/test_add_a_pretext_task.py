@@ -108,7 +108,7 @@ def test_the_job_trains_saves_and_gives_the_model_back(folder, model):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((folder / "run" / "output" / "metrics.json").read_text())
+    metrics = json.loads((folder / "run" / "output" / "report.json").read_text())
     assert metrics["steps"] == 4 and 0 < metrics["validation_loss"] < 1 and 0 <= metrics["accuracy"] <= 1
     objective = artifact.load(folder / "run" / "output" / "model")
     with torch.no_grad():

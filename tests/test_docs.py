@@ -235,7 +235,7 @@ def test_a_run_s_page_is_enough_to_train_the_same_bytes_again(project: Project, 
     from mlflow import MlflowClient
 
     client = MlflowClient(f"http://127.0.0.1:{review.port}")
-    run = json.loads((project.root / "data/pretrain/gpt/run.json").read_text())["run_id"]
+    run = json.loads((project.root / ".runs/pretrain/gpt.json").read_text())["run_id"]
     description = client.get_run(run).data.tags["mlflow.note.content"]
     (commands,) = re.findall(r"^```bash\n(.*?)^```$", description, re.DOTALL | re.MULTILINE)
     assert "save this run's artifact `reproduce/changes.patch` in the clone" in description
@@ -253,7 +253,7 @@ def test_a_run_s_page_is_enough_to_train_the_same_bytes_again(project: Project, 
 
     model = "data/pretrain/gpt/model/model.safetensors"
     assert (tmp_path / "reproduced" / model).read_bytes() == (project.root / model).read_bytes()
-    again = json.loads((tmp_path / "reproduced/data/pretrain/gpt/run.json").read_text())["run_id"]
+    again = json.loads((tmp_path / "reproduced/.runs/pretrain/gpt.json").read_text())["run_id"]
     assert client.get_run(again).info.status == "FINISHED"
     assert NEEDLE not in done.stdout and holding(tmp_path, NEEDLE) == []
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_models.addresses import secret
+from ssl_models.layout import flat
 from ssl_models.training.lifetime import die_with_parent
 
 Edges = dict[str, tuple[str, ...]]
@@ -144,18 +145,7 @@ def reasons(entries: Iterable[str | dict[str, dict[str, Any]]]) -> list[str]:
             found.append(entry)
         else:
             for what, changes in entry.items():
-                found += [f"{what}: {path} ({change})" for path, change in _flat(changes)]
-    return found
-
-
-def _flat(changes: dict[str, Any]) -> list[tuple[str, str]]:
-    """Parameters come as `{file: {key: change}}`, everything else as `{path: change}`."""
-    found = []
-    for path, change in changes.items():
-        if isinstance(change, dict):
-            found += [(f"{path}:{key}", str(inner)) for key, inner in change.items()]
-        else:
-            found.append((path, str(change)))
+                found += [f"{what}: {path} ({change})" for path, change in flat(changes, separator=":").items()]
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,6 @@ from ssl_models.config import Strict
 FILE = "manifest.json"
 PROBE_COLUMNS = frozenset({"label", "test", "group"})
 """What rows of the probe split have beside the columns of the other splits."""
-_CHUNK = 1 << 22
 
 
 class Column(Strict):
@@ -69,12 +67,3 @@ class Manifest(Strict):
             raise ValueError(f"{path}: {key}: {first['msg']}; run the shard stage again") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: is not valid JSON ({error}); run the shard stage again") from None
-
-
-def checksum(path: Path) -> str:
-    """BLAKE2b-128 of a file's bytes as 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -25,7 +25,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ssl_models.data.manifest import FILE, PROBE_COLUMNS, Column, Manifest, checksum
+from ssl_models.data.manifest import FILE, PROBE_COLUMNS, Column, Manifest
+from ssl_models.files import checksum
 
 Indices = npt.NDArray[np.int64]
 View = npt.NDArray[Any]

@@ -1,5 +1,5 @@
-"""What a probe's report looks like: DVC's metrics, the table on the console and in Markdown, the rows of the plots, and
-the two figures. One place for names, so that every reader of them sees the same words.
+"""What a probe's report looks like: DVC's metrics and the report, the table on the console and in Markdown, the rows of
+the plots, and the figures. One place for names, so that every reader of them sees the same words.
 """
 
 from __future__ import annotations
@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from ssl_models.layout import console, flat
+from ssl_models.layout import markdown as grid
 from ssl_models.probing.probe import Report, Score, Share, few_shot_gains
 
 CURVE_COLUMNS = ("labels", "encoder", "accuracy", "low", "high")
 CONFUSION_COLUMNS = ("actual", "predicted")
 DIGITS = 4
+HEADLINE = {
+    "accuracy": "pretrained.accuracy",
+    "gain": "gain.random_init",
+    "gain_low": "gain.random_init_low",
+    "raw_input": "raw_input.accuracy",
+}
+"""`metrics.json`, and where each number stands in `metrics`: `gain` is that over the random encoder."""
 MOST_CLASSES_NAMED = 30
 """Classes whose names still fit beside a confusion matrix."""
 
@@ -24,10 +33,21 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, DIGITS)
 
 
-def metrics(report: Report | None, seconds: float) -> Json:
-    """`metrics.json`; a report of None is a corpus without labels. An accuracy that does not exist is null."""
+def headline(report: Report | None) -> Json:
+    """`metrics.json`: the few numbers that `dvc metrics` shows; null where there is none. Few labels are the middle one
+    of `probe.shots`."""
     if report is None:
-        return {"labels": 0, "classes": 0, "seconds": round(seconds, 1)}
+        return dict.fromkeys(HEADLINE)
+    shown = flat(metrics(report))
+    few = [key for key in shown if key.startswith("pretrained.labels_")]
+    some = {few[len(few) // 2].removeprefix("pretrained."): shown[few[len(few) // 2]]} if few else {}
+    return {name: shown[key] for name, key in HEADLINE.items()} | some
+
+
+def metrics(report: Report | None) -> Json:
+    """Every number by its name. A report of None is of a corpus without labels; what does not exist is null."""
+    if report is None:
+        return {"labels": 0, "classes": 0}
     shots = [point.labels for score in report.scores.values() if score for point in score.curve[:-1]]
     named = [f"labels_{count}" for count in dict.fromkeys(shots)]
     gains: Json = {}
@@ -48,7 +68,6 @@ def metrics(report: Report | None, seconds: float) -> Json:
         "feature": pretrained.feature if pretrained else None,
         "labels": len(report.task.labels),
         "classes": report.task.classes,
-        "seconds": round(seconds, 1),
     }
 
 
@@ -63,13 +82,14 @@ def _score(score: Score | None, named: list[str]) -> Json:
     return {"accuracy": _rounded(score.accuracy), "low": _rounded(score.low), "high": _rounded(score.high), **curve}
 
 
-def details(report: Report | None, seconds: float) -> Json:
+def details(report: Report | None) -> Json:
     """`report.json`: all of `metrics`, and what was chosen, every interval, every comparison, every warning."""
     if report is None:
-        return metrics(None, seconds)
+        return metrics(None)
     task = report.task
     chosen = ("feature", "strength", "width", "slice_accuracy", "converged")
     return {
+        **metrics(report),
         "rows": {"train": len(task.trained), "test": len(task.tested), "classes": task.classes},
         "encoders": {
             name: score and {key: getattr(score, key) for key in (*chosen, "accuracy", "low", "high")}
@@ -77,13 +97,8 @@ def details(report: Report | None, seconds: float) -> Json:
         },
         "curve": [dict(zip(CURVE_COLUMNS, row, strict=True)) for row in curve_rows(report)],
         "gains": {f"pretrained - {name}": gain and asdict(gain) for name, gain in report.gains.items()},
-        "majority": report.majority,
-        "shuffled_labels": report.shuffled_labels,
-        "knn": report.knn,
-        "zero_shot": report.zero_shot and asdict(report.zero_shot),
         "unseen_classes": task.unseen,
         "warnings": list(report.warnings),
-        "seconds": round(seconds, 1),
     }
 
 
@@ -147,21 +162,16 @@ def _p(value: float) -> str:
 
 def table(report: Report) -> str:
     """The report for a console."""
-    header, rows = _cells(report)
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
     warnings = [f"note: {warning}" for warning in report.warnings]
-    return "\n".join(line.rstrip() for line in [*lines, *verdicts(report), *warnings])
+    return "\n".join([*console(*_cells(report)), *verdicts(report), *warnings])
 
 
 def markdown(report: Report) -> str:
     """The report for a reviewer."""
-    header, rows = _cells(report)
     task = report.task
     opening = f"{len(task.trained)} labelled rows to train on, {len(task.tested)} to test, {task.classes} classes."
-    grid = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
     points = [f"- {line}" for line in [*verdicts(report), *report.warnings]]
-    return "\n".join(["## Linear probe", "", opening, "", *grid, "", *points, ""])
+    return "\n".join(["## Linear probe", "", opening, "", grid(*_cells(report)), "", *points, ""])
 
 
 def curve_figure(report: Report) -> Any:

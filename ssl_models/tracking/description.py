@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ssl_models.layout import markdown
 from ssl_models.training.job import Job
 
 NOTE = "mlflow.note.content"
@@ -21,8 +22,8 @@ def opening(job: Job) -> str:
         f"rows, {train.optimizer}, {train.schedule} schedule, seed {train.seed}{start}."
     ]
     if job.tracking.datasets:
-        lines += ["", "| data | DVC hash | where |", "| --- | --- | --- |"]
-        lines += [f"| {data.name} | `{data.digest}` | `{data.source}` |" for data in job.tracking.datasets]
+        rows = [[data.name, f"`{data.digest}`", f"`{data.source}`"] for data in job.tracking.datasets]
+        lines += ["", markdown(["data", "DVC hash", "where"], rows)]
     if job.tracking.reproduce:
         lines += [_REPRODUCE, "", job.tracking.reproduce]
     return "\n".join(lines)

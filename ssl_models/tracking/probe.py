@@ -1,18 +1,18 @@
 """The probe's results in the MLflow run that pretraining wrote.
 
-`run.json` names that run. Where the store at hand has no such run (a fresh clone that pulled the model), a new one is
-made that names the old. A store that cannot be reached costs a warning: the results are in DVC's metrics all the same.
+The record of the training's execution names that run. Where there is no such record (a fresh clone that pulled the
+model), or the store at hand has no such run, one is made for these weights, once. A store that cannot be reached costs
+a warning: the results are in DVC's metrics all the same.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ssl_models.addresses import public
+from ssl_models.layout import numbers
 from ssl_models.probing import report as reports
 from ssl_models.probing.probe import Report
 from ssl_models.tracking import description, store
@@ -20,6 +20,8 @@ from ssl_models.training.job import Tracking
 
 PRETRAINED_BY = "pretrain.run_id"
 """Tag of a run that probes the model of another store's run."""
+WEIGHTS = "pretrain.weights"
+"""Tag of a run that was made for a probe: the checksum of the weights."""
 FOLDER = "probe"
 """Artifacts of the probe lie in this folder of the run."""
 
@@ -33,21 +35,21 @@ class Run:
     tracking_uri: str
 
 
-def read_run(path: Path) -> dict[str, str | None]:
-    """What `run.json` says; empty where it is missing or holds nothing."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+@dataclass(frozen=True)
+class Trained:
+    """The model that is probed: its name, the checksum of its weights, and the run that trained it, where known."""
+
+    name: str
+    weights: str
+    run_id: str | None = None
 
 
-def log(name: str, report: Report | None, seconds: float, run_file: Path, tracking: Tracking) -> Run | None:
-    """Write the report of model `name` into its run; None, after a warning, where the store cannot be reached."""
+def log(model: Trained, report: Report | None, seconds: float, tracking: Tracking) -> Run | None:
+    """Write the report of a model into its run; None, after a warning, where the store cannot be reached."""
     try:
         client, experiment = store.connect(tracking)
-        run_id = _run(client, experiment, name, read_run(run_file).get("run_id"), tracking)
-        _write(client, run_id, name, report, seconds)
+        run_id = _run(client, experiment, model, tracking)
+        _write(client, run_id, model.name, report, seconds)
         return Run(run_id, str(client.get_run(run_id).info.experiment_id), str(tracking.uri))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -56,36 +58,32 @@ def log(name: str, report: Report | None, seconds: float, run_file: Path, tracki
         return None
 
 
-def _run(client: Any, experiment: str, name: str, remembered: str | None, tracking: Tracking) -> str:
-    """The remembered run, or a new one that names it."""
+def _run(client: Any, experiment: str, model: Trained, tracking: Tracking) -> str:
+    """The run that trained the model, or one that was made for its weights."""
     from mlflow.exceptions import MlflowException
 
-    if remembered is not None:
+    if model.run_id is not None:
         try:
-            if client.get_run(remembered).info.lifecycle_stage == "active":
-                return remembered
+            if client.get_run(model.run_id).info.lifecycle_stage == "active":
+                return model.run_id
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        before = client.search_runs([experiment], f"tags.`{PRETRAINED_BY}` = '{remembered}'", max_results=1)
-        if before:
-            return str(before[0].info.run_id)
-    tags = {**tracking.tags, PRETRAINED_BY: remembered or "unknown"}
-    created = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    before = client.search_runs([experiment], f"tags.`{WEIGHTS}` = '{model.weights}'", max_results=1)
+    if before:
+        return str(before[0].info.run_id)
+    tags = {**tracking.tags, WEIGHTS: model.weights, PRETRAINED_BY: model.run_id or "unknown"}
+    created = str(client.create_run(experiment, run_name=model.name, tags=tags).info.run_id)
     client.set_terminated(created, "FINISHED")
     return created
 
 
-def numbers(content: reports.Json, at: str = "probe") -> dict[str, float]:
-    """The numbers of nested metrics, named `probe.random_init.accuracy`; the pre-trained ones also `probe.accuracy`."""
-    found: dict[str, float] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            found |= numbers(value, f"{at}.{key}")
-        elif isinstance(value, int | float):
-            found[f"{at}.{key}"] = float(value)
-    prefix = f"{at}.pretrained."
-    return found | {f"{at}.{key.removeprefix(prefix)}": found[key] for key in list(found) if key.startswith(prefix)}
+def named(report: Report | None, seconds: float) -> dict[str, float]:
+    """The numbers of a report as metrics of the run: `probe.random_init.accuracy`; the pre-trained encoder's also as
+    `probe.accuracy`."""
+    shown = numbers({**reports.metrics(report), "seconds": round(seconds, 1)}, at="probe")
+    prefix = "probe.pretrained."
+    return shown | {f"probe.{key.removeprefix(prefix)}": shown[key] for key in shown if key.startswith(prefix)}
 
 
 def _write(client: Any, run_id: str, name: str, report: Report | None, seconds: float) -> None:
@@ -94,9 +92,9 @@ def _write(client: Any, run_id: str, name: str, report: Report | None, seconds: 
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    values = numbers(reports.metrics(report, seconds))
+    values = named(report, seconds)
     client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
-    client.log_dict(run_id, reports.details(report, seconds), f"{FOLDER}/report.json")
+    client.log_dict(run_id, reports.details(report), f"{FOLDER}/report.json")
     if report is None:
         return
     note = client.get_run(run_id).data.tags.get(description.NOTE, "")

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_models.addresses import public
+from ssl_models.files import write_text
+from ssl_models.layout import flat
 from ssl_models.objectives import Examples
 from ssl_models.tracking import description
 from ssl_models.tracking.store import connect
@@ -59,15 +61,6 @@ class _Point:
 class _Shown:
     step: int
     examples: Examples
-
-
-def flat(value: Any, at: str = "") -> dict[str, str]:
-    """Nested parameters as MLflow shows them: `backbone.layers`."""
-    if not isinstance(value, dict):
-        return {at: str(value)}
-    return {
-        key: text for name, inner in value.items() for key, text in flat(inner, f"{at}.{name}" if at else name).items()
-    }
 
 
 class Tracker:
@@ -116,7 +109,7 @@ class Tracker:
             self._queue.put(_Shown(step, examples))
 
     def finish(self, status: Status) -> dict[str, str | None]:
-        """Send what is left, end the run, and return what `run.json` says; `run_id` is None without a server."""
+        """Send what is left, end the run, and return where it is; `run_id` is None without a server."""
         self._queue.put(status)
         if self._thread.is_alive():
             self._thread.join(FAREWELL)
@@ -178,10 +171,7 @@ class Tracker:
         if run_id is None:
             run = client.create_run(experiment, run_name=self._job.name, tags=self._job.tracking.tags)
             run_id = str(run.info.run_id)
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._memory.with_suffix(".partial")
-            partial.write_text(json.dumps({"run_id": run_id, "tracking_uri": self._address()}))
-            partial.replace(self._memory)
+            write_text(self._memory, json.dumps({"run_id": run_id, "tracking_uri": self._address()}))
         self._describe(client, run_id)
         self._run = {"run_id": run_id, "experiment_id": experiment}
         self._client = client
@@ -214,7 +204,7 @@ class Tracker:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         parameters = flat(self._job.model.model_dump(mode="json"))
-        client.log_batch(run_id, params=[Param(name, value[:6000]) for name, value in parameters.items()])
+        client.log_batch(run_id, params=[Param(name, str(value)[:6000]) for name, value in parameters.items()])
         inputs = [
             DatasetInput(
                 Dataset(d.name, d.digest, "local", json.dumps({"uri": d.source})),

@@ -7,9 +7,7 @@ kept, and where the newest is damaged the one before it is used. Nothing in it d
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import sys
 import threading
@@ -22,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ssl_models.files import checksum, sync
 from ssl_models.training.job import JobError
 
 STATE, META = "state.safetensors", "checkpoint.json"
@@ -35,23 +34,6 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -68,7 +50,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     try:
         partial.mkdir(parents=True)
         save_file({key: value.contiguous() for key, value in checkpoint.tensors.items()}, partial / STATE)
-        meta = {"step": checkpoint.step, "blake2b": _checksum(partial / STATE), "meta": checkpoint.meta}
+        meta = {"step": checkpoint.step, "blake2b": checksum(partial / STATE), "meta": checkpoint.meta}
         (partial / META).write_text(json.dumps(meta), encoding="utf-8")
         for path in (partial / STATE, partial / META, partial):
             sync(path)
@@ -83,7 +65,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _load(path: Path) -> Checkpoint:
     meta = json.loads((path / META).read_text(encoding="utf-8"))
-    if _checksum(path / STATE) != meta["blake2b"]:
+    if checksum(path / STATE) != meta["blake2b"]:
         raise ValueError("its checksum does not match")
     return Checkpoint(int(meta["step"]), load_file(path / STATE), meta["meta"])
 

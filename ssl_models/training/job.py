@@ -60,7 +60,8 @@ class Job(Strict):
     name: str = Field(description="the entry of `models` in params.yaml")
     model: Model
     shards: Path = Field(description="folder with manifest.json")
-    output: Path = Field(description="folder that receives model/, metrics.json, loss.csv and run.json")
+    output: Path = Field(description="folder that receives model/, metrics.json, report.json and loss.csv")
+    execution: Path | None = Field(default=None, description="file that receives what varies from run to run")
     checkpoints: Path = Field(description="folder of checkpoints; its name ends in the job's key")
     compute: Compute = Compute()
     tracking: Tracking = Tracking()

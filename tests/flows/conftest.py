@@ -45,10 +45,11 @@ for status in after:
     sys.exit(int(status))
 (folder / "model").write_text(f"{stage} {name} {sys.argv}")
 if stage == "linear-probe":
-    seconds = json.loads(pathlib.Path(f"data/pretrain/{name}/metrics.json").read_text())["seconds"]
+    seconds = json.loads(pathlib.Path(f"data/pretrain/{name}/report.json").read_text())["seconds"]
 accuracy = 0.5 + float(seconds)
 probe = {"accuracy": accuracy, "low": accuracy - 0.15, "high": accuracy + 0.15}
-(folder / "metrics.json").write_text(json.dumps({"pretrained": probe, "loss": 1.5, "seconds": float(seconds)}))
+(folder / "metrics.json").write_text(json.dumps({"accuracy": accuracy, "loss": 1.5}))
+(folder / "report.json").write_text(json.dumps({"pretrained": probe, "loss": 1.5, "seconds": float(seconds)}))
 (folder / "loss.csv").write_text("step,loss,validation_loss\\n1,2.0,\\n2,1.5,1.6\\n")
 with (notes / "times").open("a") as file:
     file.write(f"{stage}@{name} {started} {time.time()}\\n")
@@ -68,7 +69,7 @@ stages:
       cmd: python work.py pretrain ${key} ${item.work}
       deps: ["data/shard/${item.corpus}/model"]
       params: ["models.${key}"]
-      outs: ["data/pretrain/${key}/model"]
+      outs: ["data/pretrain/${key}/model", "data/pretrain/${key}/report.json": {cache: false}]
       metrics: ["data/pretrain/${key}/metrics.json": {cache: false}]
       plots: ["data/pretrain/${key}/loss.csv": {cache: false}]
   linear-probe:
@@ -76,6 +77,7 @@ stages:
     do:
       cmd: python work.py linear-probe ${key} 0
       deps: ["data/pretrain/${key}/model"]
+      outs: ["data/linear-probe/${key}/report.json": {cache: false}]
       metrics: ["data/linear-probe/${key}/metrics.json": {cache: false}]
 """
 

@@ -6,13 +6,15 @@ import base64
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import artifacts
-from flows.artifacts import Outcome
+from flows.artifacts import StageResult
 from flows.execution.graph import Node
 from flows.links import mlflow_address, ranked_runs
+from ssl_models.tracking.execution import Execution, result
 from tests.flows.conftest import Project
 
 
@@ -22,29 +24,48 @@ def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
+def record(folder: Path, path: Path) -> None:
+    """The execution that wrote what lies in `folder`."""
+    run = {"run_id": "r", "experiment_id": "7", "tracking_uri": "sqlite:///x"}
+    written = result(folder)
+    assert written is not None
+    Execution(result=written, started="2026-01-01T00:00:00+00:00", seconds=5.5, peak_memory_mb=1, **run).save(path)
+
+
 def test_metrics_are_shown_with_their_change_since_the_last_commit(inside: Project) -> None:
-    path = Path("data/pretrain/a/metrics.json")
+    path = Path("data/pretrain/a/report.json")
     path.parent.mkdir(parents=True)
-    node = Node("pretrain@a", records=(str(path),))
-    path.write_text(json.dumps({"validation_loss": 2.0, "seconds": 5.5}))
+    node = Node("pretrain@a", records=("data/pretrain/a/metrics.json", str(path)))
+    path.write_text(json.dumps({"validation_loss": 2.0}))
     inside.git("add", "-f", str(path))
     inside.git("commit", "-qm", "before")
-    path.write_text(json.dumps({"validation_loss": 1.75, "seconds": 5.5}))
-    (path.parent / "run.json").write_text(
-        json.dumps({"run_id": "r", "experiment_id": "7", "tracking_uri": "sqlite:///x"})
-    )
+    path.write_text(json.dumps({"validation_loss": 1.75}))
+    path.with_name("metrics.json").write_text("{}")
+    record(path.parent, Path(".runs/pretrain/a.json"))
     shown = artifacts.metrics_markdown([node])
     assert "| a | 1.75 (-0.25) | 5.5 | [run](http://127.0.0.1:5000/#/experiments/7/runs/r) |" in shown
 
 
+def test_what_came_from_elsewhere_has_neither_seconds_nor_a_link(inside: Project) -> None:
+    folder = Path("data/pretrain/a")
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    (folder / "report.json").write_text(json.dumps({"validation_loss": 1.75}))
+    record(folder, Path(".runs/pretrain/a.json"))
+    (folder / "metrics.json").write_text('{"loss": 1}')  # as DVC restores it from its cache
+    shown = artifacts.metrics_markdown([Node("pretrain@a", records=("data/pretrain/a/report.json",))])
+    assert shown.splitlines()[0] == "| pretrain | validation loss | MLflow |"
+    assert shown.splitlines()[2] == "| a | 1.75 |  |"
+
+
 def test_a_stage_without_metrics_or_git_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert artifacts.metrics_markdown([Node("pretrain@a", records=("missing/metrics.json",)), Node("shard@c")]) == ""
+    assert artifacts.metrics_markdown([Node("pretrain@a", records=("missing/report.json",)), Node("shard@c")]) == ""
 
 
 def test_the_stage_table_says_what_did_not_run_and_why_the_rest_did() -> None:
     nodes = [Node("a", reasons=("changed deps: x (modified)",)), Node("b")]
-    rows = artifacts.stage_rows(nodes, {"a": Outcome("Completed", 1.25)})
+    rows = artifacts.stage_rows(nodes, {"a": StageResult("Completed", 1.25)})
     assert rows[0] == {
         "stage": "a",
         "result": "Completed",
@@ -89,9 +110,8 @@ def test_keys_are_what_prefect_allows(name: str, key: str) -> None:
 
 
 def test_links_lead_to_the_server_that_has_the_run() -> None:
-    run = {"run_id": "r", "experiment_id": "7", "tracking_uri": "https://mlflow.example/"}
+    given: dict[str, Any] = {"result": "", "started": "", "seconds": 1.0, "peak_memory_mb": 1.0, "experiment_id": "7"}
+    run = Execution(run_id="r", tracking_uri="https://mlflow.example/", **given)
     assert mlflow_address(run) == "https://mlflow.example/#/experiments/7/runs/r"
-    assert (
-        mlflow_address({**run, "run_id": None}) is None and mlflow_address({}) is None and mlflow_address(None) is None
-    )
+    assert mlflow_address(Execution(**given)) is None and mlflow_address(None) is None
     assert ranked_runs("http://x", "7").startswith("http://x/#/experiments/7/runs?")

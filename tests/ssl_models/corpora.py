@@ -12,7 +12,8 @@ import pyarrow as pa
 import ssl_models.objectives
 from ssl_models.config import Backbone, Model, Train
 from ssl_models.data.encoding import Encoding
-from ssl_models.data.manifest import Column, Manifest, Shard, SplitManifest, checksum
+from ssl_models.data.manifest import Column, Manifest, Shard, SplitManifest
+from ssl_models.files import checksum
 from ssl_models.training.job import Compute, Job, Tracking
 
 TOYS = Path(__file__).parent / "objectives"
@@ -92,6 +93,7 @@ def tiny_job(folder: Path, model: Model, tracking: Tracking | None = None, **com
         model=model,
         shards=shards,
         output=folder / "output",
+        execution=folder / "execution.json",
         checkpoints=folder / "checkpoints",
         compute=Compute(**compute),
         tracking=tracking or Tracking(),

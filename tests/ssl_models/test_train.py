@@ -17,6 +17,7 @@ import torch
 from ssl_models import artifact, train
 from ssl_models.config import Model
 from ssl_models.models import compiler
+from ssl_models.tracking.execution import Execution
 from ssl_models.training import checkpoint
 from ssl_models.training.job import Job, JobError
 from ssl_models.training.parallel import World
@@ -80,19 +81,17 @@ def undisturbed_slowly(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_job_writes_model_metrics_curve_and_run_and_leaves_no_checkpoint(undisturbed: Path) -> None:
     output = undisturbed / "output"
-    metrics = json.loads((output / "metrics.json").read_text())
-    assert {"parameters", "steps", "seconds", "samples_per_second", "loss", "validation_loss"} <= set(metrics)
-    assert {"accuracy", "rank_me", "knn_accuracy"} <= set(metrics)
-    assert metrics["steps"] == 12
+    metrics, report = (json.loads((output / name).read_text()) for name in ("metrics.json", "report.json"))
+    assert list(metrics) == ["loss", "validation_loss"] and metrics.items() <= report.items()
+    assert {"parameters", "accuracy", "rank_me", "knn_accuracy"} <= set(report)
+    assert report["steps"] == 12
     lines = (output / "loss.csv").read_text().splitlines()
     assert lines[0] == "step,loss,validation_loss"
     assert len(lines) == 13
     assert [line.split(",")[0] for line in lines[1:] if line.split(",")[2]] == ["4", "8", "12"]
-    assert json.loads((output / "run.json").read_text()) == {
-        "run_id": None,
-        "experiment_id": None,
-        "tracking_uri": None,
-    }
+    record = Execution.of(output, undisturbed / "execution.json")
+    assert record is not None and record.run_id is None
+    assert record.seconds > 0 and record.samples_per_second > 0 and record.peak_memory_mb > 50
     assert not (undisturbed / "checkpoints").exists()
     assert artifact.load(output / "model").training is False
 
@@ -216,7 +215,7 @@ def test_a_loss_that_is_not_finite_ends_the_job_with_one_sentence(undisturbed: P
 def test_a_step_that_is_skipped_leaves_the_loss_of_the_others(tmp_path: Path) -> None:
     job = Job.load(tiny_job(tmp_path, model(steps=40)))
     job.output.mkdir()
-    train.write_facts(job, train.State(step=40, losses=[2.0] * 38 + [1.0, math.nan]), {}, {}, {})
+    train.write_results(job, train.State(step=40, losses=[2.0] * 38 + [1.0, math.nan]), {}, {})
     assert json.loads((job.output / "metrics.json").read_text())["loss"] == 1.0
 
 

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import params, tables
-from stages.dedup import dedup
+from stages import dedup, params, tables
 
 SCHEMA = tables.rows_schema([pa.field("text", pa.string())])
 LONG = " ".join(f"word{i}" for i in range(100))
@@ -50,7 +49,7 @@ def rows(project: Path) -> pa.Table:
 
 
 def test_the_first_labelled_row_of_each_cluster_stays_as_it_was(project: Path) -> None:
-    dedup("mine")
+    dedup.run("mine")
     table = rows(project)
     assert table.schema.equals(SCHEMA)
     assert table.column("source").to_pylist() == ["line 0", "line 3", "line 4"]
@@ -59,7 +58,7 @@ def test_the_first_labelled_row_of_each_cluster_stays_as_it_was(project: Path) -
 
 
 def test_duplicates_say_what_went_and_why(project: Path) -> None:
-    dedup("mine")
+    dedup.run("mine")
     found = pq.read_table(project / "data/dedup/mine/duplicates.parquet").to_pylist()
     step, long, more = (tables.content_id({"text": text}) for text in ("one small step", LONG, LONG + " more"))
     assert [(row["id"], row["kept"], row["cluster"], row["kind"], row["source"]) for row in found] == [
@@ -71,8 +70,8 @@ def test_duplicates_say_what_went_and_why(project: Path) -> None:
 
 
 def test_metrics_account_for_every_row(project: Path) -> None:
-    dedup("mine")
-    metrics = json.loads((project / "data/dedup/mine/metrics.json").read_text())
+    dedup.run("mine")
+    metrics = json.loads((project / "data/dedup/mine/report.json").read_text())
     assert [metrics[key] for key in ("rows_in", "rows_out", "rejects", "duplicates")] == [6, 3, 0, 3]
     assert [metrics[key] for key in ("exact", "near")] == [1, 2]
     assert metrics["clusters"] == 2 and metrics["largest_cluster"] == 3
@@ -82,22 +81,22 @@ def test_metrics_account_for_every_row(project: Path) -> None:
 def test_no_rows_at_all_are_fine(project: Path) -> None:
     for path in (project / "data/ingest/mine/rows").iterdir():
         path.unlink()
-    dedup("mine")
+    dedup.run("mine")
     assert pq.read_table(project / "data/dedup/mine/duplicates.parquet").num_rows == 0
-    assert json.loads((project / "data/dedup/mine/metrics.json").read_text())["rows_in"] == 0
+    assert json.loads((project / "data/dedup/mine/report.json").read_text())["rows_in"] == 0
 
 
 def test_a_mistaken_option_is_named(project: Path) -> None:
     path = project / "params.yaml"
     path.write_text(path.read_text().replace("dedup: {}", "dedup: {threshold: 1.5}"))
     with pytest.raises(params.UserError, match=r"corpora\.mine\.dedup\.threshold"):
-        dedup("mine")
+        dedup.run("mine")
 
 
 def test_without_ingest_the_stage_says_so(project: Path) -> None:
     (project / "data/ingest").rename(project / "data/elsewhere")
     with pytest.raises(params.UserError, match=r"data/ingest/mine/rows is missing"):
-        dedup("mine")
+        dedup.run("mine")
 
 
 @pytest.mark.slow
@@ -105,7 +104,7 @@ def test_one_and_two_workers_write_the_same_bytes(project: Path, monkeypatch: py
     written = []
     for count in ("1", "2"):
         monkeypatch.setenv("PRETEXT_WORKERS", count)
-        dedup("mine")
+        dedup.run("mine")
         folder = project / "data/dedup/mine"
         written.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")})
     assert len(written[0]) == 4 and written[0] == written[1]

@@ -42,8 +42,8 @@ def run(later: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     }
     Path("params.yaml").write_text(json.dumps({"corpora": {"mine": corpus}}))
     params.load_params.cache_clear()
-    ingest.ingest("mine")
-    return json.loads(Path("data/ingest/mine/metrics.json").read_text())
+    ingest.run("mine")
+    return json.loads(Path("data/ingest/mine/report.json").read_text())
 
 
 def rows() -> list[dict[str, Any]]:

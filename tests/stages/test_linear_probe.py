@@ -21,7 +21,8 @@ from ssl_models.config import Backbone, Model, Train
 from ssl_models.data.encoding import Encoding
 from ssl_models.probing import report
 from ssl_models.tracking import probe as probe_tracking
-from ssl_models.tracking.probe import Run
+from ssl_models.tracking.execution import Execution, result
+from ssl_models.tracking.probe import Run, Trained
 from ssl_models.training.job import Tracking
 from stages import linear_probe, params
 from stages.params import UserError
@@ -66,7 +67,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
 
 
 def metrics() -> dict[str, Any]:
-    return json.loads((OUTPUT / "metrics.json").read_text())
+    """Every number that the report holds."""
+    return json.loads((OUTPUT / "report.json").read_text())
 
 
 def edit_probe_shard(change: Callable[[dict[str, np.ndarray]], None]) -> None:
@@ -88,7 +90,7 @@ def test_everything_is_written_and_the_same_again(
     project: Callable[[Path], None], tiny_text_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(tiny_text_shards)
-    linear_probe.linear_probe("tiny")
+    linear_probe.run("tiny")
     first = metrics()
     assert "pretrained - random_init" in capsys.readouterr().out
     assert first["raw_input"]["accuracy"] > 0.95  # words tell recipes from logs
@@ -100,8 +102,8 @@ def test_everything_is_written_and_the_same_again(
     assert len(table.schema.metadata[b"probe_rows"]) == 32
     header, *rows = (OUTPUT / "label_efficiency.csv").read_text().splitlines()
     assert header == "labels,encoder,accuracy,low,high" and len(rows) == 12
-    linear_probe.linear_probe("tiny")
-    assert {**metrics(), "seconds": 0} == {**first, "seconds": 0}
+    linear_probe.run("tiny")
+    assert metrics() == first
     assert pq.read_table(OUTPUT / "predictions.parquet").equals(table)
 
 
@@ -112,7 +114,7 @@ def test_a_corpus_without_labels_succeeds_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     project(make_text_shards([document._replace(label=None) for document in little_documents(60)]))
-    linear_probe.linear_probe("tiny")
+    linear_probe.run("tiny")
     assert "the corpus has no labelled rows" in capsys.readouterr().out
     assert metrics()["labels"] == 0
     assert pq.read_table(OUTPUT / "predictions.parquet").num_rows == 0
@@ -128,7 +130,7 @@ def test_a_part_without_rows_is_said(
 ) -> None:
     project(tiny_text_shards)
     edit_probe_shard(lambda columns: columns["test"].fill(part))
-    linear_probe.linear_probe("tiny")
+    linear_probe.run("tiny")
     assert says in capsys.readouterr().out
     assert metrics()["labels"] == 0
 
@@ -138,7 +140,7 @@ def test_one_class_is_said(
 ) -> None:
     project(tiny_text_shards)
     edit_probe_shard(lambda columns: columns["label"].fill(1))
-    linear_probe.linear_probe("tiny")
+    linear_probe.run("tiny")
     assert "the probe says nothing" in capsys.readouterr().out
     assert metrics()["majority"] == {"accuracy": 1.0}
 
@@ -150,7 +152,7 @@ def test_a_model_that_diverged_is_reported(
     weights = Path("data/pretrain/tiny/model/model.safetensors")
     state = load_file(weights)
     save_file({name: torch.full_like(value, torch.nan) for name, value in state.items()}, weights)
-    linear_probe.linear_probe("tiny")
+    linear_probe.run("tiny")
     assert "did the training diverge?" in capsys.readouterr().out
     assert metrics()["pretrained"]["accuracy"] is None
     assert metrics()["random_init"]["accuracy"] > 0
@@ -162,12 +164,12 @@ def test_what_is_missing_or_broken_is_one_sentence(project: Callable[[Path], Non
     weights = Path("data/pretrain/tiny/model/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match=r"model\.safetensors: cannot be read"):
-        linear_probe.linear_probe("tiny")
+        linear_probe.run("tiny")
     shutil.rmtree("data/pretrain")
     with pytest.raises(UserError, match="dvc repro pretrain@tiny"):
-        linear_probe.linear_probe("tiny")
+        linear_probe.run("tiny")
     with pytest.raises(UserError, match="there is no such model"):
-        linear_probe.linear_probe("nobody")
+        linear_probe.run("nobody")
 
 
 def test_results_go_into_the_run_of_the_training(
@@ -182,9 +184,8 @@ def test_results_go_into_the_run_of_the_training(
         artifacts=(tmp_path / "artifacts").as_uri(),
         experiment="tiny",
     )
-    elsewhere = tmp_path / "run.json"
-    elsewhere.write_text(json.dumps({"run_id": "0" * 32, "experiment_id": "1", "tracking_uri": "sqlite:////gone"}))
-    made = probe_tracking.log("tiny", found, 1.0, elsewhere, store)
+    elsewhere = Trained("tiny", "ab", run_id="0" * 32)
+    made = probe_tracking.log(elsewhere, found, 1.0, store)
     assert isinstance(made, Run)
     client = mlflow.MlflowClient(tracking_uri=store.uri)
     run = client.get_run(made.run_id)
@@ -195,16 +196,45 @@ def test_results_go_into_the_run_of_the_training(
         assert name in run.data.metrics
     files = {Path(file.path).name for file in client.list_artifacts(made.run_id, probe_tracking.FOLDER)}
     assert files >= {"report.json", "report.md", "label_efficiency.png", "confusion.png"}
-    assert probe_tracking.log("tiny", found, 1.0, elsewhere, store) == made  # the same run again, not a second one
-    elsewhere.write_text(json.dumps({"run_id": made.run_id}))
-    assert probe_tracking.log("tiny", found, 1.0, elsewhere, store) == made
+    for again in (elsewhere, Trained("tiny", "ab")):  # the same weights: the same run, not a second one
+        assert probe_tracking.log(again, found, 1.0, store) == made
+    assert probe_tracking.log(Trained("tiny", "cd", made.run_id), found, 1.0, store) == made
+    assert probe_tracking.log(Trained("tiny", "cd"), found, 1.0, store) != made
+
+
+def test_results_go_into_the_run_that_trained_these_very_weights(
+    project: Callable[[Path], None], tiny_text_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(tiny_text_shards)
+    asked: list[str | None] = []
+    monkeypatch.setattr(probe_tracking, "log", lambda model, *_: asked.append(model.run_id))
+    linear_probe.run("tiny")
+    weights = result(Path("data/pretrain/tiny"))
+    assert weights is not None
+    record = Execution(result=weights, started="", seconds=1.0, peak_memory_mb=1.0, run_id="r")
+    record.save(Path(".runs/pretrain/tiny.json"))
+    linear_probe.run("tiny")
+    record.model_copy(update={"result": "0" * 32}).save(Path(".runs/pretrain/tiny.json"))
+    linear_probe.run("tiny")
+    assert asked == [None, "r", None]
+
+
+def test_the_headline_is_what_dvc_shows_and_a_part_of_the_report(
+    project: Callable[[Path], None], tiny_text_shards: Path
+) -> None:
+    project(tiny_text_shards)
+    linear_probe.run("tiny")
+    shown = json.loads((OUTPUT / "metrics.json").read_text())
+    assert list(shown) == ["accuracy", "gain", "gain_low", "raw_input", "labels_5"]
+    assert shown["accuracy"] == metrics()["pretrained"]["accuracy"]
+    assert shown["labels_5"] == metrics()["pretrained"]["labels_5"]
 
 
 def test_a_store_that_is_down_costs_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mlflow")
     (tmp_path / "file").touch()
     store = Tracking(uri=f"sqlite:///{tmp_path / 'file/mlflow.db'}", experiment="tiny")
-    assert probe_tracking.log("tiny", None, 1.0, tmp_path / "run.json", store) is None
+    assert probe_tracking.log(Trained("tiny", ""), None, 1.0, store) is None
     assert "warning: MLflow at" in capsys.readouterr().err
 
 
@@ -235,7 +265,7 @@ def test_a_probed_model_is_registered_and_the_decision_is_said(
         return SimpleNamespace(version=4, tags={registry.DECISION: "kept: does not beat version 3"})
 
     monkeypatch.setattr(registry, "register", register)
-    linear_probe.linear_probe("tiny")
+    linear_probe.run("tiny")
     name, corpus, model, predictions, facts, where, _ = given
     assert (name, corpus, where) == ("tiny", "tiny", run)
     assert (model / "model.safetensors").exists() and predictions.exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_models.tracking.execution import Execution
 from ssl_models.training.job import Job
 from stages import params, pretrain, provenance
 from stages.params import UserError
@@ -69,7 +70,7 @@ def test_what_cannot_be_trained_is_refused_by_key_before_any_work(
 ) -> None:
     edit(project, old, new)
     with pytest.raises(UserError) as error:
-        pretrain.pretrain("gpt")
+        pretrain.run("gpt")
     assert sentence in str(error.value)
     assert not (project / ".checkpoints").exists()
 
@@ -141,7 +142,8 @@ def test_the_stage_trains_and_terminates_on_request(project: Path, request: pyte
     out, error = done.communicate(timeout=120)
     assert done.returncode == 0, error
     assert (project / "data/pretrain/gpt/model/model.safetensors").exists()
-    assert json.loads((project / "data/pretrain/gpt/run.json").read_text())["run_id"]
+    record = Execution.of(project / "data/pretrain/gpt", project / ".runs/pretrain/gpt.json")
+    assert record is not None and record.run_id and record.seconds > 0
     assert "trained 6 steps" in out
 
     edit(project, "steps: 6", "steps: 100000")

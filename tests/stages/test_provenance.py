@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,50 @@ def test_nothing_of_the_environment_is_in_what_a_run_is_told(repository: Path, m
     found = provenance.tracking("c", "pretrain@m", ())
     assert "do-not-tell" not in found.model_dump_json()
     assert found.tags["prefect.flow_run"] == "http://127.0.0.1:4200/runs/flow-run/1"
+
+
+def stage(accuracy: float) -> Callable[[str], None]:
+    """A stage that writes this accuracy, and has an MLflow run."""
+
+    @provenance.measured("linear-probe")
+    def run(name: str) -> dict[str, str | None]:
+        folder = Path("data/linear-probe") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps({"accuracy": accuracy}))
+        return {"run_id": "r", "experiment_id": "1", "tracking_uri": "http://localhost"}
+
+    return run
+
+
+def test_a_measured_stage_leaves_its_record_in_the_ignored_place(repository: Path) -> None:
+    stage(0.5)("gpt")
+    record = provenance.execution("linear-probe", "gpt")
+    assert record is not None and record.run_id == "r" and record.seconds >= 0
+    assert (repository / ".runs/linear-probe/gpt.json").exists()
+    (repository / "data/linear-probe/gpt/metrics.json").write_text("{}")  # of another execution
+    assert provenance.execution("linear-probe", "gpt") is None
+
+
+def test_a_stage_that_fails_leaves_no_record(repository: Path) -> None:
+    @provenance.measured("dedup")
+    def run(name: str) -> None:
+        raise RuntimeError(name)
+
+    with pytest.raises(RuntimeError):
+        run("c")
+    assert not (repository / ".runs").exists()
+
+
+def test_an_experiment_in_a_copy_of_the_tree_has_records_of_its_own_in_the_project(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(0.5)("gpt")
+    copy = repository / ".dvc/tmp/exps/tmpabc"
+    copy.mkdir(parents=True)
+    with monkeypatch.context() as inside:
+        inside.chdir(copy)
+        inside.setenv(provenance.EXPERIMENT, "sweep-1")
+        stage(0.75)("gpt")
+        assert provenance.execution("linear-probe", "gpt") is not None
+    assert provenance.execution_file("linear-probe", "gpt", "sweep-1").exists()
+    assert provenance.execution("linear-probe", "gpt") is not None  # that of the project is as it was

@@ -30,7 +30,7 @@ def make(tmp_path, write_corpus, run_stages):
 
 
 def metrics(shards: Shards) -> dict:
-    return json.loads((shards.folder.parent / "metrics.json").read_text())
+    return json.loads((shards.folder.parent / "report.json").read_text())
 
 
 def encoded(shards: Shards) -> list[dict]:

@@ -14,34 +14,6 @@ from stages import tables
 from stages.params import UserError
 
 
-def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    tables.write_json(path, {"a": 1})
-    with pytest.raises(TypeError), tables.whole_file(path) as partial:
-        partial.write_text(3)  # type: ignore[arg-type]
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    left = tmp_path / ".rows.partial"
-    left.mkdir()
-    (left / "part-00000.parquet").write_bytes(b"half")
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "old").touch()
-    with tables.whole_folder(tmp_path / "rows") as folder:
-        assert list(folder.iterdir()) == []
-        (folder / "new").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["rows", "new"]
-
-
-def test_a_folder_that_failed_leaves_the_former_one(tmp_path: Path) -> None:
-    (tmp_path / "rows").mkdir()
-    with pytest.raises(RuntimeError, match="stop"), tables.whole_folder(tmp_path / "rows"):
-        raise RuntimeError("stop")
-    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
-
-
 def test_the_same_table_is_the_same_bytes(tmp_path: Path) -> None:
     table = pa.table({"id": [str(number) for number in range(9000)], "label": ["a", None, "b"] * 3000})
     tables.write_parquet(tmp_path / "a", table)
@@ -84,8 +56,10 @@ def test_partitions_come_in_order_past_99999(tmp_path: Path) -> None:
 
 
 def test_metrics_refuse_a_lost_row(tmp_path: Path) -> None:
-    counts = {"rows_in": 3, "rejects": 1, "bytes_in": 9, "seconds": 0.12345}
-    tables.write_metrics(tmp_path / "metrics.json", rows_out=2, **counts)
-    assert json.loads((tmp_path / "metrics.json").read_text())["seconds"] == 0.123
+    counts = {"rows_in": 3, "rejects": 1, "bytes_in": 9}
+    tables.write_metrics(tmp_path, rows_out=2, **counts, tokens=5)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"rows_in": 3, "rows_out": 2}
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report == {"rows_in": 3, "rows_out": 2, "rejects": 1, "duplicates": 0, "bytes_in": 9, "tokens": 5}
     with pytest.raises(UserError, match="3 rows in, but 1 out"):
-        tables.write_metrics(tmp_path / "metrics.json", rows_out=1, **counts)
+        tables.write_metrics(tmp_path, rows_out=1, **counts)

@@ -46,7 +46,7 @@ def test_one_and_two_workers_and_another_run_give_the_same_bytes(run, little_doc
 def test_metrics_account_for_every_row(run, little_documents):
     documents = little_documents(50)
     out = run([*documents, documents[0]._replace(text="")], vocabulary=512)
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / "report.json").read_text())
     assert metrics["rows_in"] == metrics["rows_out"] == 51
     assert metrics["empty"] == 1 and metrics["engine"] == "fastokens" and metrics["exact_decodes"] == 1
     assert metrics["bytes_in"] == sum(len(document.text.encode()) for document in documents)

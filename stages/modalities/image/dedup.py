@@ -17,20 +17,29 @@ Pairs within `distance` bits are found without comparing all with all (Manku, Ja
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
 from ssl_models.config import Strict
-from stages.clusters import Clusters, Sketch, Sketches, compiled, first_of_equals, heads, join, pairs_in_buckets
+from stages import tables
+from stages.clusters import (
+    Clusters,
+    Sketch,
+    Sketches,
+    compiled,
+    distinct,
+    first_of_equals,
+    heads,
+    join,
+    pairs_in_buckets,
+)
 from stages.modalities.image import pictures
 from stages.params import UserError
 
@@ -78,19 +87,13 @@ def signature(data: bytes) -> tuple[bytes, Bytes]:
 def sketch(partition: Path, options: Options) -> Sketch:
     """The exact keys and, if asked for, the near-signatures of a partition's pictures."""
     exact, near, size = [], [np.empty((0, SIDE if options.near else 0), np.uint8)], 0
-    for batch in batches(partition, ["image"]):
+    for batch in tables.batches(partition, ["image"], BATCH_ROWS):
         for data in batch.column("image").to_pylist():
             key, found = signature(data)
             exact.append(key)
             near.append(found[None, : near[0].shape[1]])
             size += len(data)
     return Sketch(partition, keys(exact), np.concatenate(near), size)
-
-
-def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a partition, a few at a time."""
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
 def keys(digests: Sequence[bytes]) -> NDArray[np.uint64]:
@@ -139,21 +142,21 @@ def candidates(hashes: Bytes, distance: int) -> Pairs:
     words = np.ascontiguousarray(hashes).view(">u8").ravel().astype(np.uint64)
     edges = np.linspace(0, 64, distance + EQUAL + 1).astype(int)
     masks = [sum(1 << bit for bit in range(low, high)) for low, high in itertools.pairwise(edges)]
-    found = np.empty(0, np.int64)
-    for chosen in itertools.combinations(masks, EQUAL):
-        pairs = pairs_in_buckets(words & np.uint64(sum(chosen)))
-        pairs = pairs[differing_bits(hashes, pairs) <= distance]
-        found = np.union1d(found, pairs[:, 0] << 32 | pairs[:, 1])
-    return np.stack([found >> 32, found & 0xFFFFFFFF], axis=1)
+
+    def of(blocks: tuple[int, ...]) -> NDArray[np.int64]:
+        pairs = pairs_in_buckets(words & np.uint64(sum(blocks)))
+        return pairs[differing_bits(hashes, pairs) <= distance]
+
+    return distinct(map(of, itertools.combinations(masks, EQUAL)))
 
 
 def differing_bits(hashes: Bytes, pairs: Pairs) -> NDArray[np.int64]:
     """In how many bits the hashes of each pair differ: int64 `[pairs]`."""
-    found = np.zeros(len(pairs), np.int64)
+    differing = np.zeros(len(pairs), np.int64)
     for start in range(0, len(pairs), _CHUNK):
         part = pairs[start : start + _CHUNK]
-        found[start : start + _CHUNK] = _BITS[hashes[part[:, 0]] ^ hashes[part[:, 1]]].sum(axis=1)
-    return found
+        differing[start : start + _CHUNK] = _BITS[hashes[part[:, 0]] ^ hashes[part[:, 1]]].sum(axis=1)
+    return differing
 
 
 def compare(near: Bytes, pairs: Pairs, options: Options) -> Compared:

@@ -140,7 +140,7 @@ def sample(partitions: Sequence[Path], column: str, decode: Decode, most: int) -
     """
     groups = [(path, group) for path in partitions for group in range(pq.read_metadata(path).num_row_groups)]
     chosen = frozenset(heapq.nsmallest(most, (id_ for place in groups for id_ in _column(*place, "id"))))
-    found: dict[str, Pixels] = {}
+    sample: dict[str, Pixels] = {}
     for place in groups:
         wanted = [row for row, id_ in enumerate(_column(*place, "id")) if id_ in chosen]
         if not wanted:
@@ -149,10 +149,10 @@ def sample(partitions: Sequence[Path], column: str, decode: Decode, most: int) -
         for row in wanted:
             pixels = decode(data[row])
             if pixels is not None:
-                found[ids[row]] = pixels
-    if not found:
+                sample[ids[row]] = pixels
+    if not sample:
         raise UserError("tokenize: no clip has the frames of a row: ask for fewer frames")
-    return np.stack([found[id_] for id_ in sorted(found)])
+    return np.stack([sample[id_] for id_ in sorted(sample)])
 
 
 def _column(path: Path, group: int, name: str) -> list[Any]:
@@ -183,11 +183,11 @@ def _codebook(pixels: Pixels, options: Options, folder: Path) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order would be another codebook
     try:
-        found = codebook.fit(torch.from_numpy(pixels), options.patch, options.codebook, options.seed)
+        fitted = codebook.fit(torch.from_numpy(pixels), options.patch, options.codebook, options.seed)
     finally:
         torch.set_num_threads(threads)
-    found.save(folder)
-    return len(found.centres)
+    fitted.save(folder)
+    return len(fitted.centres)
 
 
 def fields(encoding: Encoding) -> list[pa.Field]:
@@ -227,21 +227,21 @@ class Encoder:
 
     def encode(self, rows: pa.RecordBatch) -> list[pa.Array]:
         """The one column `pixels` of `rows`."""
-        found = []
+        decoded_rows = []
         for data in rows.column("image"):
             content = data.as_py()
-            found.append(decoded(content, self._options))
+            decoded_rows.append(decoded(content, self._options))
             self.counts["bytes"] += len(content)
-        if self._usage is not None and found:
-            self._usage.count(np.stack(found), self.counts)
+        if self._usage is not None and decoded_rows:
+            self._usage.count(np.stack(decoded_rows), self.counts)
         jpeg = self._options.jpeg
-        kept = (pictures.as_jpeg(pixels, jpeg) if jpeg else pixels.tobytes() for pixels in found)
+        kept = (pictures.as_jpeg(pixels, jpeg) if jpeg else pixels.tobytes() for pixels in decoded_rows)
         return [pa.array(kept, self._type)]
 
 
 def metrics(counts: Mapping[str, int], encoding: Encoding) -> dict[str, Any]:
     """The size of a row, and of the codebook the entries in use and their perplexity over the whole corpus."""
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "channels": encoding.channels,
         "height": encoding.height,
         "width": encoding.width,
@@ -251,9 +251,9 @@ def metrics(counts: Mapping[str, int], encoding: Encoding) -> dict[str, Any]:
     if encoding.codebook:
         used = np.array([count for name, count in counts.items() if name.startswith("code ")], float)
         share = used / used.sum()
-        found["codebook"] = {
+        report["codebook"] = {
             "entries": encoding.codebook,
             "used": len(used),
             "perplexity": round(float(np.exp(-(share * np.log(share)).sum())), 3),
         }
-    return found
+    return report

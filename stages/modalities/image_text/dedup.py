@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from stages import tables
 from stages.clusters import Clusters, Sketch, Sketches
 from stages.modalities.image import dedup as image
 from stages.modalities.image.dedup import Bytes, Compared, Pairs
@@ -33,7 +34,7 @@ def sketch(partition: Path, options: Options) -> Sketch:
     """The exact keys and, if asked for, the near-signatures of a partition's pairs: the picture's, then the minima."""
     width = image.SIDE + 4 * _WORDS if options.near else 0
     exact, near, size = [], [np.empty((0, width), np.uint8)], 0
-    for batch in image.batches(partition, ["image", "text"]):
+    for batch in tables.batches(partition, ["image", "text"], image.BATCH_ROWS):
         captions = batch.column("text")
         minima = text.signatures(captions, _MINIMA).view(np.uint8)
         pairs = zip(batch.column("image").to_pylist(), captions.to_pylist(), minima, strict=True)

@@ -10,21 +10,17 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.data.manifest import Column
 from stages.modalities.image import shard as image
 from stages.modalities.text import shard as text
-from stages.splits import Fractions, Ragged
+from stages.splits import Ragged
 
 COLUMNS = (*image.COLUMNS, *text.COLUMNS)
 PACKED = False
+described = text.described
 
 
-class Options(Fractions):
+class Options(text.Options):
     """`corpora.NAME.shard` of a corpus of pairs."""
 
     sequence: int = Field(default=64, ge=4, le=2**16, description="tokens of a caption, with the one that ends it")
-
-
-def described(encoding: Encoding, options: Options) -> Encoding:
-    """The encoding as a model will see it: captions have a length now."""
-    return encoding.model_copy(update={"length": options.sequence})
 
 
 def columns(encoding: Encoding) -> dict[str, Column]:

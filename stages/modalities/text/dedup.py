@@ -18,17 +18,27 @@ from __future__ import annotations
 import errno
 import math
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from stages.clusters import Clusters, Sketch, Sketches, compiled, first_of_equals, heads, join, pairs_in_buckets, root
+from stages import tables
+from stages.clusters import (
+    Clusters,
+    Sketch,
+    Sketches,
+    compiled,
+    distinct,
+    first_of_equals,
+    heads,
+    join,
+    pairs_in_buckets,
+    root,
+)
 from stages.params import UserError
 
 BATCH_ROWS = 1024
@@ -224,11 +234,6 @@ def _oldest(ngram: int) -> np.uint64:
     return np.uint64(pow(int(_ROLL), ngram, 2**64))
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(BATCH_ROWS, columns=columns)
-
-
 def _bytes(column: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The UTF-8 bytes of a string column and the offsets `[rows + 1]` of its documents in them, without a copy."""
     width = np.int64 if pa.types.is_large_string(column.type) else np.int32
@@ -262,7 +267,7 @@ def sketch(partition: Path, options: Options) -> Sketch:
     """The content keys and, if asked for, the signatures of a partition's documents, read batch by batch."""
     width = options.bands * options.rows if options.near else 0
     exact, near, size = [np.empty((0, 2), np.uint64)], [np.empty((0, width), np.uint32)], 0
-    for batch in _batches(partition, ["id", "text"]):
+    for batch in tables.batches(partition, ["id", "text"], BATCH_ROWS):
         identities = bytes.fromhex("".join(batch.column("id").to_pylist()))
         exact.append(np.frombuffer(identities, np.uint64).reshape(-1, 2))
         text = batch.column("text")
@@ -277,13 +282,13 @@ def _candidates(rows: NDArray[np.int64], signature: NDArray[np.uint32], options:
     hashes = options.bands * options.rows
     spread = math.sqrt(options.threshold * (1 - options.threshold) / hashes)
     least = (options.threshold - DOUBTS * spread) * hashes
-    found = np.empty(0, np.int64)
-    for band in range(options.bands):
+
+    def of(band: int) -> NDArray[np.int64]:
         keys = _band_keys(signature, band * options.rows, (band + 1) * options.rows)
         pairs = rows[pairs_in_buckets(keys[rows])]
-        pairs = pairs[_agreement(signature, pairs) >= least]
-        found = np.union1d(found, pairs[:, 0] << 32 | pairs[:, 1])
-    return np.stack([found >> 32, found & 0xFFFFFFFF], axis=1)
+        return cast(NDArray[np.int64], pairs[_agreement(signature, pairs) >= least])
+
+    return distinct(map(of, range(options.bands)))
 
 
 def _spill(rows: NDArray[np.int64], sketches: Sketches, options: Options, file: Any) -> NDArray[np.int64]:
@@ -291,12 +296,12 @@ def _spill(rows: NDArray[np.int64], sketches: Sketches, options: Options, file: 
     lengths, start = [0], 0
     oldest = _oldest(options.ngram)
     for path, stop in zip(sketches.paths, sketches.ends, strict=True):
-        here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
+        mine = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
         start = stop
         seen = 0
-        for batch in _batches(path, ["text"]) if len(here) else ():
+        for batch in tables.batches(path, ["text"], BATCH_ROWS) if len(mine) else ():
             text, bounds = _bytes(batch.column("text"))
-            for row in here[np.searchsorted(here, seen) : np.searchsorted(here, seen + len(batch))] - seen:
+            for row in mine[np.searchsorted(mine, seen) : np.searchsorted(mine, seen + len(batch))] - seen:
                 document = text[bounds[row] : bounds[row + 1]]
                 hashes = _shingles(document, _LETTERS, options.ngram, oldest)
                 file.write(hashes.data)

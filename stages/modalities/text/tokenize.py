@@ -132,9 +132,9 @@ def metrics(counts: Mapping[str, int], encoding: Encoding) -> dict[str, Any]:
     }
 
 
-Ragged = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
+Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 """All ids of some documents in a row, and where each document's begin: one entry more than documents."""
-Engine = Callable[[list[str]], Ragged]
+Engine = Callable[[list[str]], Encoded]
 
 
 class Encoder:
@@ -193,7 +193,7 @@ def fast_engine(path: Path) -> Engine | None:
         _warn(f"fastokens cannot read this tokenizer ({error})")
         return None
 
-    def encode(texts: list[str]) -> Ragged:
+    def encode(texts: list[str]) -> Encoded:
         ids, offsets = tokenizer.encode_batch_flat(texts, split_special_tokens=True)
         return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64)
 
@@ -208,10 +208,10 @@ def reference_engine(tokenizer: Tokenizer) -> Engine:
     """`tokenizers`, which defines what is right."""
     tokenizer.encode_special_tokens = True  # a special token's name in a document is text
 
-    def encode(texts: list[str]) -> Ragged:
-        found = [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        offsets = np.cumsum([0, *map(len, found)], dtype=np.int64)
-        return np.fromiter((token for ids in found for token in ids), np.uint32, int(offsets[-1])), offsets
+    def encode(texts: list[str]) -> Encoded:
+        ids = [encoded.ids for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return np.fromiter((token for row in ids for token in row), np.uint32, int(offsets[-1])), offsets
 
     return encode
 
@@ -221,12 +221,12 @@ def described(tokenizer: Tokenizer, named: Mapping[str, str], place: str) -> Enc
     ids = tokenizer.get_vocab(with_added_tokens=True)
     roles = {}
     for role, names in ROLES.items():
-        found = [ids[name] for name in (named.get(role), *names) if name in ids]
-        if found:
-            roles[role] = found[0]
+        candidates = [ids[name] for name in (named.get(role), *names) if name in ids]
+        if candidates:
+            roles[role] = candidates[0]
     for role, others in INSTEAD.items():
-        if role not in roles and (found := [roles[other] for other in others if other in roles]):
-            roles[role] = found[0]
+        if role not in roles and (candidates := [roles[other] for other in others if other in roles]):
+            roles[role] = candidates[0]
     if "eos" not in roles:
         raise UserError(f"{place}: has no end-of-document token; name one as `eos_token` in special_tokens_map.json")
     roles.setdefault("mask", roles["pad"])
@@ -250,13 +250,13 @@ def described(tokenizer: Tokenizer, named: Mapping[str, str], place: str) -> Enc
 
 def _first(texts: list[str], size: int) -> list[str]:
     """The first documents, of about `size` characters in all; a longer first one is cut."""
-    found, room = [], size
+    sample, room = [], size
     for text in texts:
-        found.append(text[:room])
+        sample.append(text[:room])
         room -= len(text)
         if room <= 0:
             break
-    return found
+    return sample
 
 
 def _sample(partitions: Sequence[Path], limit: int) -> Iterator[str]:

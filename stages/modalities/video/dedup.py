@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from stages import tables
 from stages.clusters import Clusters, Sketch, Sketches
 from stages.modalities.image import dedup as image
 from stages.modalities.image import pictures
@@ -29,16 +30,16 @@ def sketch(partition: Path, options: Options) -> Sketch:
     """The exact keys and, if asked for, the near-signatures of a partition's clips: those of the frames in order."""
     width = options.frames * SIDE if options.near else 0
     exact, near, size = [], [np.empty((0, width), np.uint8)], 0
-    for batch in image.batches(partition, ["video"]):
+    for batch in tables.batches(partition, ["video"], image.BATCH_ROWS):
         for data in batch.column("video"):
             content = data.as_py()
             frames = pictures.frames(content)
             chosen = np.linspace(0, len(frames) - 1, options.frames).round().astype(int)
-            found = [image.signature(frames[number]) for number in chosen]
+            signatures = [image.signature(frames[number]) for number in chosen]
             key = blake2b(len(frames).to_bytes(8, "big"), digest_size=16)
-            key.update(b"".join(digest for digest, _ in found))
+            key.update(b"".join(digest for digest, _ in signatures))
             exact.append(key.digest())
-            near.append(np.concatenate([signature for _, signature in found])[None, :width])
+            near.append(np.concatenate([signature for _, signature in signatures])[None, :width])
             size += len(content)
     return Sketch(partition, image.keys(exact), np.concatenate(near), size)
 

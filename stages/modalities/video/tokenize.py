@@ -75,16 +75,16 @@ class Encoder:
 
     def encode(self, rows: pa.RecordBatch) -> list[pa.Array]:
         """The one column `pixels` of `rows`; null for a clip that is too short."""
-        found: list[bytes | None] = []
+        clips: list[bytes | None] = []
         for data in rows.column("video"):
             content = data.as_py()
             pixels = decoded(content, self._options)
             self.counts["bytes"] += len(content)
             self.counts["short"] += pixels is None
-            found.append(None if pixels is None else pixels.tobytes())
+            clips.append(None if pixels is None else pixels.tobytes())
             if self._usage is not None and pixels is not None:
                 self._usage.count(pixels, self.counts)
-        return [pa.array(found, self._type)]
+        return [pa.array(clips, self._type)]
 
 
 def metrics(counts: Mapping[str, int], encoding: Encoding) -> dict[str, Any]:

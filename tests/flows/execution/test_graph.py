@@ -54,7 +54,11 @@ def test_the_graph_is_cut_to_the_targets_and_says_what_each_stage_leaves_to_git(
     nodes = graph.read(["linear-probe@a"])
     assert [node.name for node in nodes] == ["shard@c", "pretrain@a", "linear-probe@a"]
     assert all(node.changed for node in nodes)
-    assert nodes[1].records == ("data/pretrain/a/loss.csv", "data/pretrain/a/metrics.json")
+    assert nodes[1].records == (
+        "data/pretrain/a/loss.csv",
+        "data/pretrain/a/metrics.json",
+        "data/pretrain/a/report.json",
+    )
 
 
 def test_a_dependency_whose_address_holds_a_password_is_refused_and_not_shown(inside: Project) -> None:

@@ -29,7 +29,7 @@ def report(pretrained: Score | None = None) -> Report:
 
 
 def test_metrics_have_the_one_shape() -> None:
-    found = reports.metrics(report(score()), 1.26)
+    found = reports.metrics(report(score()))
     shape = {"accuracy": 0.6667, "low": 0.2, "high": 0.94, "labels_1": 0.5123, "labels_5": 0.6}
     assert found == {
         "pretrained": shape,
@@ -45,20 +45,34 @@ def test_metrics_have_the_one_shape() -> None:
         "feature": "mean",
         "labels": 6,
         "classes": 2,
-        "seconds": 1.3,
     }
 
 
+def test_the_headline_is_few_numbers_of_the_report() -> None:
+    assert reports.headline(report(score())) == {
+        **{"accuracy": 0.6667, "gain": 0.1235, "gain_low": 0.05, "raw_input": 0.6667},
+        "labels_5": 0.6,
+    }
+    assert set(reports.headline(report(None)).values()) == {None, 0.6667}
+    assert set(reports.headline(None).values()) == {None}
+
+
+def test_the_report_holds_every_number_and_nothing_of_the_clock() -> None:
+    found = reports.details(report(score()))
+    assert reports.metrics(report(score())).items() <= found.items()
+    assert "seconds" not in json.dumps(found)
+
+
 def test_what_does_not_exist_is_null_and_valid_json() -> None:
-    found = reports.metrics(report(None), 1.0)
+    found = reports.metrics(report(None))
     assert set(found["pretrained"].values()) == {None}
     assert list(found["pretrained"]) == list(found["random_init"])
-    json.dumps([found, reports.details(report(None), 1.0)], allow_nan=False)
-    assert reports.metrics(None, 1.0) == {"labels": 0, "classes": 0, "seconds": 1.0}
+    json.dumps([found, reports.details(report(None))], allow_nan=False)
+    assert reports.metrics(None) == reports.details(None) == {"labels": 0, "classes": 0}
 
 
 def test_details_hold_choices_intervals_and_comparisons() -> None:
-    found = json.loads(json.dumps(reports.details(report(score()), 1.0), allow_nan=False))
+    found = json.loads(json.dumps(reports.details(report(score())), allow_nan=False))
     assert found["rows"] == {"train": 3, "test": 3, "classes": 2}
     assert found["encoders"]["pretrained"]["feature"] == "mean"
     assert found["encoders"]["pretrained"]["strength"] == 0.1
@@ -100,10 +114,10 @@ def test_a_class_that_nobody_predicts_has_a_row_in_the_confusion() -> None:
 
 def test_zero_shot_stands_beside_the_probe_where_there_is_one() -> None:
     told = replace(report(score()), zero_shot=Share(0.43211, 0.4, 0.5))
-    assert reports.metrics(told, 1.0)["zero_shot"] == {"accuracy": 0.4321, "low": 0.4, "high": 0.5}
-    assert reports.details(told, 1.0)["zero_shot"]["accuracy"] == 0.43211
+    assert reports.metrics(told)["zero_shot"] == {"accuracy": 0.4321, "low": 0.4, "high": 0.5}
+    assert reports.details(told)["zero_shot"]["accuracy"] == 0.4321
     assert "zero_shot" in reports.table(told)
-    assert "zero_shot" not in reports.metrics(report(score()), 1.0)
+    assert "zero_shot" not in reports.metrics(report(score()))
     assert "zero_shot" not in reports.table(report(score()))
 
 

@@ -11,7 +11,8 @@ import pytest
 from ssl_models import train
 from ssl_models.objectives import Examples
 from ssl_models.tracking import tracker as tracking_thread
-from ssl_models.tracking.tracker import Tracker, flat
+from ssl_models.tracking.execution import Execution
+from ssl_models.tracking.tracker import Tracker
 from ssl_models.training.job import Dataset, Job, Tracking
 from ssl_models.training.parallel import World
 from tests.ssl_models.corpora import model, tiny_job
@@ -47,7 +48,7 @@ def steps(store: Tracking, run_id: str, name: str) -> list[int]:
 def test_a_run_has_parameters_tags_data_metrics_and_examples_and_is_finished(tmp_path: Path, store: Tracking) -> None:
     subject = job(tmp_path / "whole", store)
     train.run(subject, World(), train.Signals())
-    facts = json.loads((subject.output / "run.json").read_text())
+    facts = Execution.of(subject.output, subject.execution).model_dump()
     run = client(store).get_run(facts["run_id"])
     assert facts["tracking_uri"] == store.uri
     assert (run.info.status, run.info.run_name) == ("FINISHED", "tiny")
@@ -112,7 +113,7 @@ def test_a_resumed_job_continues_its_run_and_repeats_no_step(tmp_path: Path, sto
             file.unlink()
         path.rmdir()
     train.run(subject, World(), train.Signals())
-    facts = json.loads((subject.output / "run.json").read_text())
+    facts = Execution.of(subject.output, subject.execution).model_dump()
     assert facts["run_id"] == remembered["run_id"]
     assert client(store).get_run(facts["run_id"]).info.status == "FINISHED"
     assert steps(store, facts["run_id"], "loss") == list(range(1, 9))
@@ -143,8 +144,8 @@ def test_a_server_that_is_down_costs_a_warning_and_no_training(
     down = Tracking(uri="http://someone:secret@127.0.0.1:1")
     subject = job(tmp_path / "down", down)
     train.run(subject, World(), train.Signals())
-    facts = json.loads((subject.output / "run.json").read_text())
-    assert facts == {"run_id": None, "experiment_id": None, "tracking_uri": "http://127.0.0.1:1"}
+    record = Execution.of(subject.output, subject.execution)
+    assert (record.run_id, record.experiment_id, record.tracking_uri) == (None, None, "http://127.0.0.1:1")
     kept = [json.loads(line) for line in subject.checkpoints.with_suffix(".metrics.jsonl").read_text().splitlines()]
     assert Counter("validation_loss" in point for point in kept) == {False: 8, True: 2}
     error = capsys.readouterr().err
@@ -286,7 +287,3 @@ def test_of_a_month_of_steps_a_curve_is_sent(tmp_path: Path, monkeypatch: pytest
     tracker.metrics(300, {"validation_loss": 1.0}, evaluation=True)
     assert [step for step, *_ in tracker.unsent()] == [101, 202, 1_000_003, 300]
     tracker.finish("FAILED")
-
-
-def test_nested_parameters_become_dotted_names() -> None:
-    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"}) == {"a.b": "1", "a.c.d": "None", "e": "x"}

@@ -107,7 +107,7 @@ def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_thrown_away(
         raise OSError(116, "Stale file handle")
 
     with monkeypatch.context() as disk:
-        disk.setattr(checkpoint, "_checksum", stale)
+        disk.setattr(checkpoint, "checksum", stale)
         with pytest.raises(JobError, match=r"step-0000000005 cannot be read \(Stale file handle\); try again"):
             checkpoint.load(tmp_path)
     assert_equal(checkpoint.load(tmp_path)[0], example(5))

@@ -28,7 +28,7 @@ from stages.modalities.image_text import tokenize as pair_tokenize
 from stages.readers import Pictures, Record, captioned_digits
 from stages.readers.digits import SIDE, handwritten
 
-STAGES = (ingest.ingest, dedup.dedup, tokenize.run, shard.run)
+STAGES = (ingest.run, dedup.run, tokenize.run, shard.run)
 
 
 @pytest.fixture(scope="module")

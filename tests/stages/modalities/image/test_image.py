@@ -32,7 +32,7 @@ from stages.params import UserError, options
 from stages.readers import digits
 from tests.ssl_models.objectives.pictures import objective, vit
 
-STAGES = (ingest.ingest, dedup.dedup, tokenize.run, shard.run)
+STAGES = (ingest.run, dedup.run, tokenize.run, shard.run)
 Run = Callable[..., None]
 
 
@@ -57,7 +57,7 @@ def corpus(root: Path, modality: str = "image", **sections: Any) -> None:
 
 
 def metrics(root: Path, stage: str) -> dict[str, Any]:
-    return json.loads((root / "data" / stage / "tiny/metrics.json").read_text())
+    return json.loads((root / "data" / stage / "tiny/report.json").read_text())
 
 
 def table(root: Path, name: str) -> list[dict[str, Any]]:
@@ -284,7 +284,7 @@ def test_pictures_read_as_text_are_one_sentence(tmp_path: Path, run_stages: Run)
     noise(9, 9).save(tmp_path / "raw/a.png")
     corpus(tmp_path, modality="text")
     with pytest.raises(UserError, match="image_folder reads image, image_text, not text"):
-        run_stages(tmp_path, ingest.ingest)
+        run_stages(tmp_path, ingest.run)
 
 
 @pytest.mark.slow
@@ -303,11 +303,7 @@ def test_one_worker_and_two_write_the_same_bytes(
         run_stages(root, *STAGES, workers=workers)
         data = root / "data"
         written.append(
-            {
-                str(path.relative_to(data)): path.read_bytes()
-                for path in sorted(data.rglob("*"))
-                if path.is_file() and path.name != "metrics.json"
-            }
+            {str(path.relative_to(data)): path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file()}
         )
     assert sum(name.startswith("ingest/tiny/rows") for name in written[0]) > 3
     assert written[0] == written[1]
