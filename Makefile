@@ -9,6 +9,7 @@ export DO_NOT_TRACK ?= 1
 .PHONY: environment run test lint quick flow review schedule screenshots lock clean
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
+	python -m stages.code
 	dvc repro linear-probe@gpt
 	dvc repro
 	dvc metrics show --json data/linear-probe/*/metrics.json | python -m flows.results

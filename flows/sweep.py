@@ -29,6 +29,7 @@ from flows.artifacts import flat
 from flows.execution.stage_task import Children, Ended, StageError, command_status
 from flows.hooks import notify
 from flows.links import flow_run_page, mlflow_address
+from stages import code
 from stages.provenance import FLOW_RUN_URL
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
@@ -146,6 +147,10 @@ def sweep(
     children = Children({FLOW_RUN_URL: url} if url else {})
     prefix = f"sweep-{time.strftime('%m%d-%H%M%S')}"
     results: list[Result] = []
+    try:
+        code.refresh()
+    except ValueError as error:
+        return Failed(message=str(error))
     try:
         for number, point in enumerate(points(grid or {}, listed or []), 1):
             name = f"{prefix}-{number}"

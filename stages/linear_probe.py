@@ -18,7 +18,6 @@ import pyarrow as pa
 import torch
 
 from ssl_models import artifact
-from ssl_models.config import Probe
 from ssl_models.cpu import allocator
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, Split
@@ -26,6 +25,7 @@ from ssl_models.objectives import Objective
 from ssl_models.probing import report
 from ssl_models.probing.features import Source, classify, extract, extract_raw
 from ssl_models.probing.probe import Report, Score, Task, probe
+from ssl_models.probing.settings import Probe
 from ssl_models.tracking import probe as probe_tracking
 from ssl_models.tracking.probe import Run
 from ssl_models.training.job import Tracking

@@ -157,6 +157,7 @@ def test_a_user_error_is_one_line_and_status_2(
     def stage(name: str) -> None:
         raise UserError(f"{name} is wrong")
 
+    load(CORPUS)
     monkeypatch.setattr(sys, "argv", ["stages/ingest.py", "mine"])
     with pytest.raises(SystemExit) as caught:
         params.main(stage)
