@@ -29,7 +29,7 @@ from ssl_models.probing.settings import Probe
 from ssl_models.tracking import probe as probe_tracking
 from ssl_models.tracking.probe import Run
 from ssl_models.training.job import Tracking
-from stages import params, provenance, tables
+from stages import kept, params, provenance, tables
 from stages.params import UserError
 from stages.registry import versions as registry
 
@@ -138,6 +138,7 @@ def ask(name: str) -> tuple[Shards, Report | None]:
 
 def linear_probe(name: str) -> None:
     """Probe the model `models.NAME` and write `data/linear-probe/NAME/`, then into its MLflow run."""
+    kept.prune()
     start = time.monotonic()
     shards, found = ask(name)
     seconds = time.monotonic() - start
