@@ -7,6 +7,7 @@ was killed late, a full disk or a dead `dvc` costs the next run seconds, not the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -41,14 +42,17 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 def prune() -> None:
     """Remove results that `dvc.lock` has, and older ones of the same model."""
-    kept = [folder for folder in RESULTS.glob("*/*") if not folder.name.startswith(".")]
-    recorded = provenance.outputs() if kept else {}
-    for folder in kept:
-        name, made = folder.parent.name, folder.stat().st_mtime_ns
-        if is_recorded(folder, recorded.get(f"pretrain@{name}", [])):
-            for other in folder.parent.iterdir():
-                if other.stat().st_mtime_ns <= made:
-                    shutil.rmtree(other, ignore_errors=True)
+    models = [folder for folder in RESULTS.glob("*") if any(folder.iterdir())]
+    recorded = provenance.outputs() if models else {}
+    for folder in models:
+        outputs = recorded.get(f"pretrain@{folder.name}", [])
+        with contextlib.suppress(FileNotFoundError):  # a stage beside this one has removed it
+            kept = sorted(folder.iterdir(), key=lambda result: result.stat().st_mtime_ns)
+            for number, result in reversed(list(enumerate(kept))):
+                if is_recorded(result, outputs):
+                    for old in kept[: number + 1]:
+                        shutil.rmtree(old, ignore_errors=True)
+                    break
 
 
 def is_recorded(result: Path, outputs: list[dict[str, Any]]) -> bool:

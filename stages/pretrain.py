@@ -80,10 +80,8 @@ def afresh(name: str, model: Model, wanted: job.Job) -> str | None:
         return None
     if model.train.schedule == "cosine":
         return f"{model.train.schedule}'s learning rates depend on train.steps; constant and wsd go on"
-    if before.train.warmup_steps != model.train.warmup_steps:
-        return (
-            f"its warm-up is a fraction of them; with train.warmup: {before.train.warmup_steps}, in steps, it goes on"
-        )
+    if (steps := before.train.warmup_steps) != model.train.warmup_steps:
+        return f"its warm-up is a fraction of them; with train.warmup: {steps}, in steps, it goes on"
     return None
 
 
