@@ -80,16 +80,15 @@ def test_no_name_reaches_a_shell_by_a_flow_or_a_sweep(tmp_path: Path, server: st
     stages: dict[str, Any] = {stage: {} for stage in ("dedup", "tokenize", "shard")}
     corpus = {"modality": "text", "ingest": {"reader": "jsonl", "source": "work.py"}, **stages}
     hostile = "x; touch PWNED #"
-    for corpora, models in (
-        ({hostile: corpus}, {}),
-        ({"mine": corpus}, {hostile: {"corpus": "mine", "objective": "x"}}),
+    for run, corpora, models in (
+        ("flows.run", {hostile: corpus}, {}),
+        ("flows.sweep", {"mine": corpus}, {hostile: {"corpus": "mine", "objective": "next_token"}}),
     ):
         (project.root / "params.yaml").write_text(json.dumps({"corpora": corpora, "models": models, "probe": {}}))
-        for done in (project.flow(), project.run("flows.sweep", f"linear-probe@{hostile}")):
-            assert done.returncode == 1 and "a name must be text of letters" in done.stdout + done.stderr
+        done = project.run(run, f"linear-probe@{hostile}")
+        assert done.returncode == 1 and "a name must be text of letters" in done.stdout + done.stderr
     (project.root / "params.yaml").write_text(json.dumps({"corpora": {"mine": corpus}, "models": {}, "probe": {}}))
     project.git("commit", "-qam", "a corpus")
-    for key in ("corpora.$(touch PWNED).modality", "corpora.mine.ingest.source"):
-        swept = project.run("flows.sweep", "linear-probe@m", "--point", f"{key}=$(touch PWNED); touch PWNED")
-        assert swept.returncode == 1, swept
+    point = "corpora.mine.ingest.source=$(touch PWNED); touch PWNED"
+    assert project.run("flows.sweep", "linear-probe@m", "--point", point).returncode == 1
     assert not list(project.root.rglob("*PWNED*"))
