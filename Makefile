@@ -9,6 +9,7 @@ export DO_NOT_TRACK ?= 1
 .PHONY: environment run check test lint quick flow review schedule screenshots lock clean results
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
+	python -m stages.code
 	dvc repro linear-probe@gpt
 	dvc repro
 	python -m flows.results

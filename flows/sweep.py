@@ -30,6 +30,7 @@ from flows.hooks import notify
 from flows.links import flow_run_page, mlflow_address
 from ssl_models.layout import markdown
 from ssl_models.tracking.execution import REPORT, Execution
+from stages import code
 from stages.provenance import FLOW_RUN_URL, execution_file
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
@@ -137,6 +138,10 @@ def sweep(
     children = Children({FLOW_RUN_URL: url} if url else {})
     prefix = f"sweep-{time.strftime('%m%d-%H%M%S')}"
     results: list[Result] = []
+    try:
+        code.refresh()
+    except ValueError as error:
+        return Failed(message=str(error))
     try:
         for number, point in enumerate(points(grid or {}, listed or []), 1):
             name = f"{prefix}-{number}"

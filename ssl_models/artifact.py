@@ -28,7 +28,6 @@ from ssl_models.huggingface.tokenizer import same_ids
 from ssl_models.models import presets
 from ssl_models.models.transformer import Transformer
 from ssl_models.objectives import Objective
-from ssl_models.objectives.shared.denoising import Denoising
 from ssl_models.sentences import meant, sentences
 
 WEIGHTS, CONFIG, PRETEXT, ENCODING = "model.safetensors", "config.json", "pretext.json", "encoding"
@@ -162,7 +161,7 @@ def save(objective: Objective, model: Model, encoding: Encoding, folder: Path, *
     transformer = _language_model(objective)
     if transformer is not None:
         source = Path(model.init_from) if model.init_from is not None else None
-        begin = objective.begin if isinstance(objective, Denoising) else None
+        begin = getattr(objective, "begin", None)  # what a decoder's target begins with, where a task has such
         huggingface.to_hugging_face(transformer, encoding, folder, begin=begin, source=source)
     elif not vision.save_picture_model(objective, encoding, folder):
         save_file(unique(objective.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})

@@ -44,27 +44,27 @@ class Train(Strict):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0, description="on weights of two or more dimensions")
     clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of the steps")
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, description="fraction of the steps; from 1 on, a number of steps")
     decay: float = Field(default=0.2, gt=0, le=1, description="last fraction of the steps, schedule wsd only")
     final: float = Field(default=0.1, ge=0, le=1, description="last rate as a fraction of the peak")
     evaluate_every: int = Field(default=100, ge=1, description="steps between evaluations")
     validation_rows: int = Field(default=512, ge=1, description="rows evaluated each time, the same ones")
     seed: int = Field(default=0, ge=0)
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return round(self.warmup if self.warmup >= 1 else self.warmup * self.steps)
 
-class Probe(Strict):
-    """The one honest question at the end: what does a linear classifier gain from the frozen features?
-
-    One protocol for every model, so that their numbers can be compared.
-    """
-
-    shots: tuple[int, ...] = Field(default=(1, 5, 20), description="labels per class of the label-efficiency curve")
-    draws: int = Field(default=5, ge=2, description="random draws per point of the curve")
-    rows: int = Field(default=20_000, ge=1, description="most labelled rows used, train and test together")
-    strengths: tuple[float, ...] = Field(default=(0.001, 0.01, 0.1, 1.0, 10.0), description="L2 candidates (C)")
-    neighbours: int = Field(default=20, ge=1, description="k of the kNN second opinion")
-    seed: int = Field(default=0, ge=0)
+    @property
+    def stable_steps(self) -> int:
+        """First steps whose learning rates do not depend on how many there are in all: a longer training has them in
+        common with this one. All of `constant`, those of `wsd` before its decay, none of `cosine`."""
+        if self.schedule == "cosine":
+            return 0
+        decay = round(self.decay * self.steps) if self.schedule == "wsd" else 0
+        return min(self.steps, max(self.warmup_steps, self.steps - decay))
 
 
 class Model(Strict):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ssl_models import artifact
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, Split
-from ssl_models.files import whole_folder, write_json, write_text
+from ssl_models.files import sync, whole_folder, write_json, write_text
 from ssl_models.models import compiler
 from ssl_models.objectives import Objective
 from ssl_models.tracking.execution import METRICS, REPORT, Execution, Stopwatch, peak_memory_mb, result
@@ -91,14 +91,15 @@ def main() -> int:
 
 def run(job: Job, world: World, signals: Signals) -> None:
     """Train, or go on training, and write the output. JobError is one sentence; Stopped leaves a checkpoint."""
-    watch = Stopwatch()
+    watch, partial = Stopwatch(), job.output.with_name(f".{job.output.name}.partial")
     tracker = Tracker(job, job.checkpoints / RUN, signals.asked) if world.rank == 0 else None
     status: Status = "FAILED"
     try:
         objective, encoding, shards = opened(job)
         state, evaluation = train(job, world, signals, objective, encoding, shards, tracker)
         if tracker is not None:
-            write_model(job, objective, encoding, state)
+            shutil.rmtree(partial, ignore_errors=True)
+            write_model(job.model_copy(update={"output": partial}), objective, encoding, state)
         status = "FINISHED"
     except Stopped:
         status = "KILLED"
@@ -109,10 +110,22 @@ def run(job: Job, world: World, signals: Signals) -> None:
         mlflow_run = tracker.finish(status) if tracker is not None else {}
     if tracker is not None:
         size = sum(parameter.numel() for parameter in objective.parameters())
-        write_results(job, state, {"parameters": size, "steps": state.step}, evaluation)
+        draft = job.model_copy(update={"output": partial})
+        write_results(draft, state, {"parameters": size, "steps": state.step}, evaluation)
+        shutil.rmtree(job.output, ignore_errors=True)
+        partial.rename(job.output)
+        sync(job.output.parent)
         write_execution(job, state, watch, mlflow_run)
-        shutil.rmtree(job.checkpoints, ignore_errors=True)
+        tidy(job)
         print(f"{job.name}: trained {state.step} steps in {watch.seconds:.1f} s", flush=True)
+
+
+def tidy(job: Job) -> None:
+    """Without the checkpoints, now that there is a result; of all runs of this model, the last one stays extendable."""
+    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    if job.extendable is not None and job.extendable.exists():
+        for other in set(job.extendable.parent.iterdir()) - {job.extendable}:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def completed(job: Job) -> Job:
@@ -176,7 +189,10 @@ def train(
     optimizer = Optimizer(objective, settings)
     state = resume(job, objective, optimizer, world, tracker)
     batches, evaluation = Batches(training, settings, world), Evaluation(learner, shards, validation)
-    writer = checkpoint.Writer(job.checkpoints)
+    writer, extendable = (
+        checkpoint.Writer(job.checkpoints),
+        checkpoint.Writer(job.extendable or job.checkpoints, keep=1),
+    )
     rate_name, per_row = ("tokens", encoding.length) if encoding.modality == "text" else ("samples", 1)
     progress = None
     if tracker is not None:
@@ -219,16 +235,19 @@ def train(
                 progress.advance(f"loss {means.loss:.4f}, {rate:,.0f} {rate_name}/s")
             if state.step % settings.evaluate_every == 0 or state.step == settings.steps:
                 evaluate(state, objective, evaluation, tracker, progress)
+            if state.step == settings.stable_steps and job.extendable is not None and world.rank == 0:
+                extendable.save(snapshot(state, settings.steps, objective, optimizer, tracker))
             if (stop or write) and state.step < settings.steps:
                 last_checkpoint, signals.checkpoint = time.monotonic(), False
                 if world.rank == 0:
-                    writer.save(snapshot(state, objective, optimizer, tracker))
+                    writer.save(snapshot(state, settings.steps, objective, optimizer, tracker))
                 if stop:
                     writer.wait()
                     raise Stopped
     finally:
         batches.close()
         writer.wait()
+        extendable.wait()
     return state, state.evaluations.get(settings.steps, {})
 
 
@@ -320,7 +339,7 @@ def finite(values: dict[str, float]) -> dict[str, float]:
 
 
 def snapshot(
-    state: State, objective: nn.Module, optimizer: Optimizer, tracker: Tracker | None
+    state: State, steps: int, objective: nn.Module, optimizer: Optimizer, tracker: Tracker | None
 ) -> checkpoint.Checkpoint:
     """Everything that a resumed job needs."""
     tensors = {f"model/{name}": value for name, value in objective.state_dict().items()}
@@ -329,19 +348,19 @@ def snapshot(
     evaluations = {str(step): values for step, values in state.evaluations.items()}
     unsent = tracker.unsent() if tracker is not None else []
     meta = {"seconds": state.seconds, "skipped": state.skipped, "evaluations": evaluations, "unsent": unsent}
-    return checkpoint.Checkpoint(state.step, tensors, meta)
+    return checkpoint.Checkpoint(state.step, tensors, {"steps": steps, **meta})
 
 
 def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World, tracker: Tracker | None) -> State:
     """The state of the newest whole checkpoint, put into model and optimizer; a fresh one where there is none."""
-    found, damaged = checkpoint.load(job.checkpoints) if world.rank == 0 else (None, [])
+    found, damaged = newest(job) if world.rank == 0 else (None, [])
     for sentence in damaged:
         print(f"warning: {sentence}", file=sys.stderr, flush=True)
     step = world.sum(torch.tensor(found.step if found else 0, device=world.device))
     if not int(step):
         return State()
     if found is None:  # the first process has dropped what was damaged: all read the same one
-        found, _ = checkpoint.load(job.checkpoints)
+        found, _ = newest(job)
     if found is None or found.step != int(step):
         raise JobError(f"{job.checkpoints}: every process must see the same checkpoints; use a shared folder")
 
@@ -350,13 +369,34 @@ def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World, t
 
     objective.load_state_dict(under("model/"))
     optimizer.load(under("optimizer/"))
+    settings, losses = job.model.train, found.tensors["losses"].tolist()
+    evaluations = {
+        step: values
+        for step, values in ((int(text), values) for text, values in found.meta["evaluations"].items())
+        if step % settings.evaluate_every == 0 or step == settings.steps  # a shorter training also looked at its end
+    }
     if tracker is not None:
-        tracker.restore(found.meta["unsent"])
-        print(f"{job.name}: resumed at step {found.step} of {job.model.train.steps}", flush=True)
-    evaluations = {int(step): values for step, values in found.meta["evaluations"].items()}
-    return State(
-        found.step, found.meta["seconds"], found.meta["skipped"], found.tensors["losses"].tolist(), evaluations
-    )
+        if found.meta["steps"] == settings.steps:
+            tracker.restore(found.meta["unsent"])
+        else:  # of another run, which has sent it: this one shows the whole curve
+            for number, loss in enumerate(losses, 1):
+                tracker.metrics(number, finite({"loss": loss}))
+            for number, values in evaluations.items():
+                tracker.metrics(number, values, evaluation=True)
+        print(f"{job.name}: resumed at step {found.step} of {settings.steps}", flush=True)
+    return State(found.step, found.meta["seconds"], found.meta["skipped"], losses, evaluations)
+
+
+def newest(job: Job) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of this very training, or else the one of a shorter training that it extends; and a
+    sentence for each that was damaged."""
+    found, damaged = checkpoint.load(job.checkpoints)
+    if found is None and job.extendable is not None:
+        found, more = checkpoint.load(job.extendable)
+        damaged += more
+        if found is not None and found.step > job.model.train.stable_steps:
+            found = None
+    return found, damaged
 
 
 def write_model(job: Job, objective: Objective, encoding: Encoding, state: State) -> None:

@@ -20,7 +20,6 @@ import torch
 
 from ssl_models import artifact
 from ssl_models.addresses import public
-from ssl_models.config import Probe
 from ssl_models.cpu import allocator
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, Split
@@ -29,11 +28,12 @@ from ssl_models.objectives import Objective
 from ssl_models.probing import report
 from ssl_models.probing.features import Source, classify, extract, extract_raw
 from ssl_models.probing.probe import Report, Score, Task, probe
+from ssl_models.probing.settings import Probe
 from ssl_models.tracking import probe as probe_tracking
 from ssl_models.tracking.execution import METRICS, REPORT, result
 from ssl_models.tracking.probe import Run
 from ssl_models.training.job import Tracking
-from stages import params, provenance, tables
+from stages import kept, params, provenance, tables
 from stages.params import UserError
 from stages.registry import versions as registry
 
@@ -144,6 +144,7 @@ def ask(name: str) -> tuple[Shards, Report | None]:
 def run(name: str) -> dict[str, str | None]:
     """Probe the model `models.NAME` and write `data/linear-probe/NAME/`, then into its MLflow run, which is
     returned."""
+    kept.prune()
     start = time.monotonic()
     shards, found = ask(name)
     seconds = time.monotonic() - start

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,19 +22,24 @@ from ruamel.yaml.error import YAMLError
 
 import ssl_models
 from ssl_models.addresses import secret
-from ssl_models.config import Backbone, Model, Probe, Strict
+from ssl_models.config import Backbone, Model, Strict
 from ssl_models.models import presets
+from ssl_models.probing.settings import Probe
 from ssl_models.sentences import meant, sentences
+from stages import code
+from stages.digest import Digests
 
-PARAMS = Path("params.yaml")
+PARAMS = code.PARAMS
 COMPUTE = Path("compute.yaml")
 OBJECTIVES = Path(ssl_models.__file__).parent / "objectives"
+
+DVC_STAGE = "DVC_STAGE"
+"""Set by DVC for each command: the stage that it runs, `ingest@python`."""
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-"""Of a corpus or a model: it is part of paths and of DVC's stage names."""
+Name = Annotated[str, Field(pattern=code.NAME)]
 
 
 class UserError(Exception):
@@ -225,19 +232,48 @@ def _decides(kind: str, name: str) -> object:
     return corpus(name).modality, getattr(corpus(name), kind)
 
 
+def _code(kind: str, name: str) -> dict[str, str | None]:
+    """The keys of `code.json` that decide one stage, as code and folders are now."""
+    digests = Digests()
+    of, entry = (code.of_model, model) if kind in ("pretrain", "linear_probe") else (code.of_corpus, corpus)
+    found = of(digests, kind, name, entry(name))
+    digests.remember()
+    return found
+
+
+def _name(kind: str) -> str:
+    """The corpus or model that a stage is for: its one argument, or, below DVC, the rest of the stage's name. Names
+    come from the user, and a command that held one would be run by a shell."""
+    if len(sys.argv) == 2:
+        return sys.argv[1]
+    stage = re.fullmatch(rf"(?:.*dvc\.yaml:)?{kind.replace('_', '-')}@(.*)", os.environ.get(DVC_STAGE, ""), re.DOTALL)
+    if len(sys.argv) != 1 or stage is None:
+        sys.exit(f"usage: python -m stages.{kind} NAME")
+    return stage[1]
+
+
 def main(stage: Callable[[str], None]) -> None:
-    """Run `stage` on the name given on the command line; a UserError is one sentence and exit status 2."""
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m stages.{Path(sys.argv[0]).stem} NAME")
-    kind, name = Path(sys.argv[0]).stem, sys.argv[1]
+    """Run `stage` on the corpus or model it is for; a UserError is one sentence and exit status 2."""
+    kind = Path(sys.argv[0]).stem
+    name = _name(kind)
+    at = f"{kind.replace('_', '-')}@{name}"
     try:
+        digests = _code(kind, name)
+        known = code.recorded() if os.environ.get(DVC_STAGE) else {}
+        if known and any(known.get(key) != digest for key, digest in digests.items()):
+            raise UserError(
+                f"{code.FILE}: what it says of {at} is not of the code and the folders as they are now: run `python -m "
+                f"stages.code`, then `dvc repro {at}`"
+            )
         stage(name)
         before = _decides(kind, name)  # as the stage has read it
         load_params.cache_clear()
-        if _decides(kind, name) != before:
-            at = f"{kind.replace('_', '-')}@{name}"
+        edited = str(PARAMS) if _decides(kind, name) != before else ""
+        if not edited and (after := _code(kind, name)) != digests:
+            edited = ", ".join(key for key, digest in after.items() if digests.get(key) != digest)
+        if edited:
             raise UserError(
-                f"{PARAMS}: what decides {at} was edited while it ran, and DVC would record the new values with the "
+                f"{edited}: what decides {at} was edited while it ran, and DVC would record the new values with the "
                 f"old result: `dvc repro {at}` makes the new; or undo the edit, and `dvc commit -f {at}` keeps the old"
             )
     except UserError as error:

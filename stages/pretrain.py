@@ -2,20 +2,25 @@
 writes the job file beside the checkpoints, and has the launcher of `compute.yaml` run `ssl_models.train` on it.
 
 Checkpoints lie outside DVC's outputs under a key that hashes whatever decides the result: the same key resumes, a new
-one starts afresh.
+one starts afresh, and a finished run whose `train.steps` were raised goes on where the schedule allows. The result lies
+there, too, until DVC has recorded it.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from ssl_models.config import Model
 from ssl_models.training import job
-from stages import dispatch, params, provenance, tables
+from stages import code, dispatch, kept, params, provenance, tables
+from stages.digest import Digests
+from stages.kept import CHECKPOINTS
 from stages.params import PARAMS, UserError
 
-CHECKPOINTS = Path(".checkpoints")
 JOB = "job.json"
 
 
@@ -37,15 +42,19 @@ def write_job(name: str, model: Model) -> Path:
     if not manifest.exists():
         raise UserError(f"{manifest} is missing: run the shard stage first (dvc repro shard@{model.corpus})")
     compute = params.load_compute()
-    folder = CHECKPOINTS.absolute() / f"{name}-{job.key(model, manifest)}"
+    decides = code.of_model(Digests(), "pretrain", name, model)
+    key = job.key(model, manifest, decides)
+    stable = job.key(model, manifest, decides, steps=False) if model.train.stable_steps else None
+    folder = CHECKPOINTS.absolute() / f"{name}-{key}"
     path = folder / JOB
     job.Job(
         name=name,
         model=model,
         shards=shards.absolute(),
-        output=tables.address("pretrain", name).absolute(),
+        output=kept.RESULTS.absolute() / name / key,
         execution=provenance.execution_file("pretrain", name),
         checkpoints=folder,
+        extendable=CHECKPOINTS.absolute() / "extendable" / name / stable if stable else None,
         compute=job.Compute(
             micro_batch=compute.micro_batch,
             precision=compute.precision,
@@ -59,13 +68,41 @@ def write_job(name: str, model: Model) -> Path:
     return path
 
 
+def afresh(name: str, model: Model, wanted: job.Job) -> str | None:
+    """Why a training that is but longer than the recorded one does not go on where that ended; None where it does, or
+    where more was changed."""
+    recorded = provenance.lock().get(f"pretrain@{name}", {}).get("params", {})
+    try:
+        before = Model.model_validate(recorded[str(PARAMS)][f"models.{name}"])
+    except (KeyError, TypeError, ValidationError):
+        return None
+    longer = before.model_copy(update={"train": before.train.model_copy(update={"steps": model.train.steps})})
+    if longer != model or before.train.steps >= model.train.steps or any(wanted.checkpoints.glob("step-*")):
+        return None
+    if model.train.schedule == "cosine":
+        return f"{model.train.schedule}'s learning rates depend on train.steps; constant and wsd go on"
+    if (steps := before.train.warmup_steps) != model.train.warmup_steps:
+        return f"its warm-up is a fraction of them; with train.warmup: {steps}, in steps, it goes on"
+    return None
+
+
 def run(name: str) -> None:
     """Train the model `models.NAME`; exits with the job's status where that is not 0."""
     model = params.model(name)
     check(name, model)
-    status = dispatch.run(write_job(name, model), params.load_compute())
-    if status:
-        sys.exit(status)
+    kept.prune()
+    path = write_job(name, model)
+    wanted = job.Job.load(path)
+    if wanted.output.exists():
+        print(f"{name}: was trained to its end, but not recorded: its result is put in place", flush=True)
+    else:
+        if (reason := afresh(name, model, wanted)) is not None:
+            print(f"{name}: starts afresh with more steps: {reason}", flush=True)
+        status = dispatch.run(path, params.load_compute())
+        if status:
+            sys.exit(status)
+    kept.place(wanted.output, tables.address("pretrain", name))
+    shutil.rmtree(wanted.checkpoints, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -167,11 +167,22 @@ def shards_dataset(corpus: str, folder: Path) -> Dataset:
 def _recorded(stage: str, path: str) -> str | None:
     """The hash in `dvc.lock` of one output."""
     try:
-        lock: Any = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))
-        outputs = lock["stages"][stage]["outs"]
-        return next(str(out["md5"]) for out in outputs if out["path"] == path)
-    except (OSError, YAMLError, KeyError, TypeError, StopIteration):
+        return next(str(out["md5"]) for out in outputs().get(stage, ()) if out["path"] == path)
+    except (KeyError, TypeError, StopIteration):
         return None
+
+
+def lock() -> dict[str, Any]:
+    """What `dvc.lock` records, by stage; empty where there is none, or DVC is writing it."""
+    try:
+        return dict(YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"])
+    except (OSError, YAMLError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def outputs() -> dict[str, list[dict[str, Any]]]:
+    """The outputs that `dvc.lock` records, by stage."""
+    return {stage: list(entry.get("outs", ())) for stage, entry in lock().items()}
 
 
 def _listed(folder_hash: str, name: str) -> str | None:

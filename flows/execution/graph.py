@@ -22,6 +22,7 @@ from typing import Any
 from ssl_models.addresses import secret
 from ssl_models.layout import flat
 from ssl_models.training.lifetime import die_with_parent
+from stages import code
 
 Edges = dict[str, tuple[str, ...]]
 SILENT_SECONDS = 20.0
@@ -222,6 +223,10 @@ def _forget_dead(folder: Path) -> None:
 def main() -> None:
     """Print the nodes that the targets on the command line need, as JSON; or one sentence, and status 1."""
     die_with_parent(signal.SIGKILL)
+    try:
+        code.refresh()
+    except ValueError as error:
+        sys.exit(str(error))
     while True:
         try:
             print(json.dumps([asdict(node) for node in _examine(sys.argv[1:])]))

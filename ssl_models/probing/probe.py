@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array, diags_array, issparse
 
-from ssl_models.config import Probe
 from ssl_models.probing.geometry import knn_predict, principal_plane
 from ssl_models.probing.intervals import Gain, paired_bootstrap, wilson
 from ssl_models.probing.logistic import Classifier, Labels, Matrix, fit
+from ssl_models.probing.settings import Probe
 
 SLICE = 0.2
 """Share of the training part on which the feature and the strength are chosen."""

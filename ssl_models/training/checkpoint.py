@@ -41,9 +41,9 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` under `folder`, then drop all but the newest two. A write that fails (a full disk: OSError or
-    SafetensorError) leaves nothing."""
+def save(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> None:
+    """Write `checkpoint` under `folder`, then drop all but the newest `keep`. A write that fails (a full disk: OSError
+    or SafetensorError) leaves nothing."""
     name = f"step-{checkpoint.step:010d}"
     partial = folder / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -59,7 +59,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync(folder)
-    for old in _folders(folder)[KEEP:]:
+    for old in _folders(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -91,8 +91,8 @@ class Writer:
     """Saves checkpoints in a thread, one at a time, so that training waits for the copy in memory only. One that cannot
     be written costs a warning, not the training: those before it remain, and the next one is due soon."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, keep: int = KEEP) -> None:
+        self._folder, self._keep = folder, keep
         self._thread: threading.Thread | None = None
 
     @property
@@ -117,7 +117,7 @@ class Writer:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
-            save(self._folder, checkpoint)
+            save(self._folder, checkpoint, self._keep)
         except (OSError, SafetensorError) as error:
             print(
                 f"warning: the checkpoint of step {checkpoint.step} could not be written to {self._folder} ({error}); "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -60,9 +61,12 @@ class Job(Strict):
     name: str = Field(description="the entry of `models` in params.yaml")
     model: Model
     shards: Path = Field(description="folder with manifest.json")
-    output: Path = Field(description="folder that receives model/, metrics.json, report.json and loss.csv")
+    output: Path = Field(description="folder of model/, metrics.json, report.json and loss.csv: there in whole, or not")
     execution: Path | None = Field(default=None, description="file that receives what varies from run to run")
     checkpoints: Path = Field(description="folder of checkpoints; its name ends in the job's key")
+    extendable: Path | None = Field(
+        default=None, description="folder of the one checkpoint that a longer training of the same key can go on from"
+    )
     compute: Compute = Compute()
     tracking: Tracking = Tracking()
 
@@ -85,23 +89,25 @@ class Job(Strict):
             raise JobError(f"{path}: {place}: {first['msg']}") from None
 
 
-def key(model: Model, manifest: Path) -> str:
+def key(model: Model, manifest: Path, code: Mapping[str, str | None], *, steps: bool = True) -> str:
     """16 hex digits that change with whatever decides the result: the model's parameters (its seed among them), the
-    shards (through the checksums in their manifest), the content of `init_from`, and the code of this package."""
+    shards (through the checksums in their manifest) and their encoding, and `code`, the digests of the code and of the
+    folder that the model starts from.
+
+    Not `steps`: the key of the training's `stable_steps`, which a longer one has in common with it.
+    """
     digest = hashlib.blake2b(digest_size=8)
 
     def add(label: str, content: bytes) -> None:
         digest.update(f"{label}:{len(content)}:".encode())
         digest.update(content)
 
-    add("model", json.dumps(model.model_dump(mode="json"), sort_keys=True).encode())
-    for path in (manifest, manifest.parent / "encoding" / "encoding.json"):
-        add(path.name, path.read_bytes() if path.exists() else b"")
-    if model.init_from is not None:
-        for path in sorted(path for path in Path(model.init_from).rglob("*") if path.is_file()):
-            stat = path.stat()
-            add(str(path), f"{stat.st_size}:{stat.st_mtime_ns}".encode())
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        add(path.name, path.read_bytes() if path.exists() else b"")
+    parameters = model.model_dump(mode="json")
+    if not steps:
+        parameters["train"] |= {"warmup": model.train.warmup_steps, "steps": 0, "decay": 0, "final": 0}
+    add("model", json.dumps(parameters, sort_keys=True).encode())
+    add("code", json.dumps(dict(code), sort_keys=True).encode())
+    encoding = sorted(path for path in (manifest.parent / "encoding").rglob("*") if path.is_file())
+    for path in (manifest, *encoding):
+        add(path.relative_to(manifest.parent).as_posix(), path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()

@@ -26,12 +26,13 @@ TOGETHER = 2**26
 
 def schedule(train: Train, step: int) -> float:
     """The learning rate of step `step` (from 0) as a fraction of the peak: linear warm-up, then `cosine` down to
-    `final`, or `wsd`: stable at the peak until the last fraction `decay` of the steps, then linear to `final`."""
-    warmup = round(train.warmup * train.steps)
+    `final`, or `wsd`: stable at the peak until the last fraction `decay` of the steps, then linear to `final`, or
+    `constant`: at the peak to the end."""
+    warmup = train.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     last = max(train.steps - 1, 1)
-    start = warmup if train.schedule == "cosine" else max(warmup, train.steps - round(train.decay * train.steps))
+    start = warmup if train.schedule == "cosine" else train.stable_steps
     if step < start:
         return 1.0
     progress = min(1.0, (step - start) / max(last - start, 1))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.sweep import Result, points, split, table
-from tests.flows.conftest import Project
+from tests.flows.conftest import ROOT, Project, make_project
 
 VALUES = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True)
 
@@ -67,3 +71,24 @@ def test_a_sweep_trains_every_point_and_leaves_the_working_tree_alone(project: P
     assert before == ((project.root / "params.yaml").read_bytes(), (project.root / "dvc.lock").read_bytes())
     assert project.git("status", "--porcelain") == ""
     assert project.run("dvc", "exp", "list", "--name-only").stdout.count("sweep-") == 2
+
+
+@pytest.mark.slow
+def test_no_name_reaches_a_shell_by_a_flow_or_a_sweep(tmp_path: Path, server: str) -> None:
+    project = make_project(tmp_path / "project", tmp_path / "home", (ROOT / "dvc.yaml").read_text())
+    project.environment["PREFECT_API_URL"] = server
+    stages: dict[str, Any] = {stage: {} for stage in ("dedup", "tokenize", "shard")}
+    corpus = {"modality": "text", "ingest": {"reader": "jsonl", "source": "work.py"}, **stages}
+    hostile = "x; touch PWNED #"
+    for run, corpora, models in (
+        ("flows.run", {hostile: corpus}, {}),
+        ("flows.sweep", {"mine": corpus}, {hostile: {"corpus": "mine", "objective": "next_token"}}),
+    ):
+        (project.root / "params.yaml").write_text(json.dumps({"corpora": corpora, "models": models, "probe": {}}))
+        done = project.run(run, f"linear-probe@{hostile}")
+        assert done.returncode == 1 and "a name must be text of letters" in done.stdout + done.stderr
+    (project.root / "params.yaml").write_text(json.dumps({"corpora": {"mine": corpus}, "models": {}, "probe": {}}))
+    project.git("commit", "-qam", "a corpus")
+    point = "corpora.mine.ingest.source=$(touch PWNED); touch PWNED"
+    assert project.run("flows.sweep", "linear-probe@m", "--point", point).returncode == 1
+    assert not list(project.root.rglob("*PWNED*"))

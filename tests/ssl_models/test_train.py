@@ -193,6 +193,52 @@ def test_micro_batches_change_the_result_by_rounding_only(undisturbed: Path) -> 
     assert one["validation_loss"] == pytest.approx(four["validation_loss"], rel=1e-5)
 
 
+def extendable_job(folder: Path, wanted: Model) -> Path:
+    path = tiny_job(folder, wanted)
+    Job.load(path).model_copy(update={"extendable": folder / "extendable" / "key"}).save(path)
+    return path
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "constant"}, {"schedule": "wsd", "decay": 0.25}], ids=str)
+def test_a_finished_run_goes_on_to_the_bytes_of_an_undisturbed_longer_one(
+    settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {"warmup": 2, "evaluate_every": 5, **settings}
+    longer = model(task=DROPOUT, **wanted, steps=20)
+    train_here(extendable_job(tmp_path / "extended", model(task=DROPOUT, **wanted, steps=12)))
+    kept = [path.name for path in (tmp_path / "extended/extendable/key").iterdir()]
+    assert kept == [f"step-{12 if settings['schedule'] == 'constant' else 9:010d}"]
+    train_here(extendable_job(tmp_path / "extended", longer))
+    assert f"resumed at step {int(kept[0][5:])} of 20" in capsys.readouterr().out
+    train_here(tiny_job(tmp_path / "whole", longer))
+    assert weights(tmp_path / "extended") == weights(tmp_path / "whole")
+    curves = [(tmp_path / name / "output" / "loss.csv").read_text() for name in ("extended", "whole")]
+    assert curves[0] == curves[1]
+    assert len(list((tmp_path / "extended/extendable").glob("*/step-*"))) == 1
+
+
+def test_a_training_shorter_than_what_could_be_extended_starts_afresh(tmp_path: Path) -> None:
+    wanted = {"schedule": "constant", "warmup": 2}
+    train_here(extendable_job(tmp_path / "again", model(**wanted, steps=12)))
+    train_here(extendable_job(tmp_path / "again", model(**wanted, steps=6)))
+    train_here(tiny_job(tmp_path / "whole", model(**wanted, steps=6)))
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+
+
+def test_a_result_is_there_in_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    job = tiny_job(tmp_path, model(steps=4))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_facts", full)
+        with pytest.raises(OSError, match="No space"):
+            train_here(job)
+    assert not (tmp_path / "output").exists()
+    train_here(job)
+    assert (tmp_path / "output/model").exists()
+
+
 def refused(folder: Path, wanted: Model, sentence: str) -> None:
     with pytest.raises(JobError) as error:
         train_here(tiny_job(folder, wanted))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from stages import params
+from stages import code, params
 from stages.params import UserError
 
 CORPUS = """corpora:
@@ -151,12 +154,106 @@ def test_an_edit_while_the_stage_runs_is_refused_where_it_decides_the_result(
         assert "what decides ingest@mine was edited while it ran" in said and said.count("\n") == 1
 
 
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the code, which the stage is taken to be made of."""
+    root = Path(params.__file__).parents[1]
+    for name in ("stages", "ssl_models"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(params, "Digests", functools.partial(params.Digests, tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("place", "addition", "edited"),
+    [
+        ("stages/readers/jsonl.py", "EDITED = 1\n", "ingest.readers.jsonl"),
+        ("stages/modalities/text/ingest.py", "EDITED = 1\n", "ingest.modalities.text"),
+        ("stages/readers/jsonl.py", "# EDITED = 1\n", None),
+        ("stages/readers/csv.py", "EDITED = 1\n", None),
+    ],
+)
+def test_code_that_is_edited_while_its_stage_runs_fails_the_stage(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    place: str, addition: str, edited: str | None,
+) -> None:  # fmt: skip
+    load(CORPUS)
+
+    def stage(name: str) -> None:
+        params.corpus(name)
+        with (copied / place).open("a") as file:
+            file.write(addition)
+
+    monkeypatch.setattr(sys, "argv", ["stages/ingest.py", "mine"])
+    if edited is None:
+        params.main(stage)
+        return
+    with pytest.raises(SystemExit) as caught:
+        params.main(stage)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith(f"error: {edited}: what decides ingest@mine was edited while it ran") and said.count("\n") == 1
+    )
+
+
+def test_a_folder_that_changes_while_its_stage_runs_fails_the_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = Path("theirs/tokenizer.json")
+    tokenizer.parent.mkdir()
+    tokenizer.write_text("{}")
+    load(CORPUS.replace("tokenize: {}", "tokenize: {tokenizer: theirs}"))
+    monkeypatch.setattr(sys, "argv", ["stages/tokenize.py", "mine"])
+    with pytest.raises(SystemExit):
+        params.main(lambda name: params.corpus(name) and tokenizer.write_text("[]"))
+    assert "error: folders.corpora.mine: what decides tokenize@mine was edited while" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [("ingest@mine", "mine"), ("../dvc.yaml:ingest@mine", "mine"), ("shard@mine", None), ("", None)],
+)
+def test_below_dvc_a_stage_has_its_name_from_dvc(
+    monkeypatch: pytest.MonkeyPatch, address: str, name: str | None
+) -> None:
+    load(CORPUS)
+    monkeypatch.setattr(sys, "argv", ["stages/ingest.py"])
+    monkeypatch.setenv("DVC_STAGE", address)
+    called: list[str] = []
+    if name is None:
+        with pytest.raises(SystemExit, match="usage: "):
+            params.main(called.append)
+    else:
+        params.main(called.append)
+    assert called == [name] * (name is not None)
+
+
+def test_below_dvc_a_stage_whose_digests_are_stale_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(CORPUS)
+    code.write()
+    monkeypatch.setattr(sys, "argv", ["stages/ingest.py"])
+    monkeypatch.setenv("DVC_STAGE", "ingest@mine")
+    called: list[str] = []
+    params.main(called.append)
+    said = json.loads(code.FILE.read_text())
+    said["ingest"]["readers"]["jsonl"] = "0" * 16
+    code.FILE.write_text(json.dumps(said))
+    with pytest.raises(SystemExit):
+        params.main(called.append)
+    assert called == ["mine"]
+    assert "run `python -m stages.code`, then `dvc repro ingest@mine`" in capsys.readouterr().err
+
+
 def test_a_user_error_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stage(name: str) -> None:
         raise UserError(f"{name} is wrong")
 
+    load(CORPUS)
     monkeypatch.setattr(sys, "argv", ["stages/ingest.py", "mine"])
     with pytest.raises(SystemExit) as caught:
         params.main(stage)

@@ -1,5 +1,7 @@
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 from ssl_models.tracking.execution import Execution
 from ssl_models.training.job import Job
 from stages import params, pretrain, provenance
+from stages.digest import Digests
 from stages.params import UserError
 from tests.ssl_models import corpora
 
@@ -97,6 +100,78 @@ def test_the_key_of_the_checkpoints_changes_with_what_decides_the_result_and_not
     assert job_of(project).checkpoints != first.checkpoints
 
 
+def test_the_key_of_what_can_be_extended_leaves_out_the_steps_and_the_decay(project: Path) -> None:
+    assert job_of(project).extendable is None  # cosine
+    edit(project, "steps: 6,", "steps: 6, schedule: wsd, warmup: 2,")
+    first = job_of(project)
+    assert first.extendable is not None
+    for old, new in (
+        ("steps: 6,", "steps: 9,"),
+        ("wsd,", "wsd, decay: 0.5,"),
+        ("warmup: 2,", "warmup: 2, final: 0.5,"),
+    ):
+        edit(project, old, new)
+        assert job_of(project).extendable == first.extendable
+        assert job_of(project).checkpoints != first.checkpoints
+    edit(project, "batch: 4", "batch: 5")
+    assert job_of(project).extendable != first.extendable
+
+
+def test_a_comment_leaves_the_key_of_the_checkpoints_and_an_edit_changes_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    for name in ("stages", "ssl_models"):
+        shutil.copytree(request.config.rootpath / name, project / name)
+    monkeypatch.setattr(pretrain, "Digests", functools.partial(Digests, project))
+    first = job_of(project).checkpoints
+    objective = project / "ssl_models/objectives/next_token.py"
+    objective.write_text(objective.read_text() + "\n# a comment\n")
+    (project / "ssl_models/probing/report.py").write_text("REPORT = 1\n")
+    assert job_of(project).checkpoints == first
+    objective.write_text(objective.read_text() + "EDITED = 1\n")
+    assert job_of(project).checkpoints != first
+
+
+def test_the_key_changes_with_the_content_of_the_folder_that_the_model_starts_from(project: Path) -> None:
+    first = job_of(project).checkpoints
+    (project / "theirs").mkdir()
+    (project / "theirs/config.json").write_text("{}")
+    edit(project, "train: {", "init_from: theirs\n    train: {")
+    second = job_of(project).checkpoints
+    os.utime(project / "theirs/config.json", (1, 1))
+    assert job_of(project).checkpoints == second != first
+    (project / "theirs/config.json").write_text("[]")
+    assert job_of(project).checkpoints not in (first, second)
+
+
+LOCKED = {
+    "corpus": "tiny",
+    "objective": "next_token",
+    "backbone": {"preset": "llama", "layers": 1, "width": 16, "heads": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("", "cosine's learning rates depend on train.steps; constant and wsd go on"),
+        ("schedule: constant,", "with train.warmup: 5, in steps, it goes on"),
+        ("schedule: constant, warmup: 5,", None),
+    ],
+)
+def test_a_longer_training_that_starts_afresh_says_why(project: Path, given: str, reason: str | None) -> None:
+    edit(project, "steps: 6,", f"steps: 200, {given}")
+    model = params.model("gpt")
+    train = {**model.train.model_dump(exclude_unset=True), "steps": 100}
+    recorded = {**model.model_dump(exclude_unset=True), "train": train}
+    entry = {"params": {"params.yaml": {"models.gpt": recorded}}}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"pretrain@gpt": entry}}))
+    said = pretrain.afresh("gpt", model, job_of(project))
+    assert said is None if reason is None else said is not None and reason in said
+    edit(project, "batch: 4", "batch: 5")
+    assert pretrain.afresh("gpt", params.model("gpt"), job_of(project)) is None
+
+
 def test_the_job_file_is_the_owners_alone(project: Path) -> None:
     path = pretrain.write_job("gpt", params.model("gpt"))
     assert path.stat().st_mode & 0o077 == 0
@@ -134,6 +209,27 @@ def stage(project: Path, root: Path) -> "subprocess.Popen[str]":
         [sys.executable, "-m", "stages.pretrain", "gpt"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_killed_after_its_training_costs_the_next_run_no_training(
+    project: Path, request: pytest.FixtureRequest
+) -> None:
+    root, weights = request.config.rootpath, project / "data/pretrain/gpt/model/model.safetensors"
+    kill = (
+        "import os, sys; from stages import kept, params, pretrain; kept.place = lambda *given: os.kill(os.getpid(), 9)"
+    )
+    kill += "; sys.argv = ['stages/pretrain.py', 'gpt']; params.main(pretrain.pretrain)"
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", kill], cwd=project, env=environment, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL and not weights.exists()
+    made = next((project / ".checkpoints/results/gpt").glob("*/model/model.safetensors")).read_bytes()
+    out, error = stage(project, root).communicate(timeout=120)
+    assert "its result is put in place" in out and "trained" not in out.replace("was trained", ""), error
+    assert weights.read_bytes() == made
+    shutil.rmtree(project / "data/pretrain")  # as DVC does, which has recorded nothing yet
+    out, error = stage(project, root).communicate(timeout=120)
+    assert "its result is put in place" in out and weights.read_bytes() == made
 
 
 @pytest.mark.slow

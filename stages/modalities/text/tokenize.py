@@ -111,7 +111,8 @@ def expected(options: Options, folder: Path) -> Encoding | None:
     sentinels = tuple(range(size - 1, size - 1 - len(SENTINEL_NAMES), -1))
     roles = {name: SPECIAL.index(ROLES[name][0]) for name in ("pad", "bos", "eos", "mask", "cls", "sep")}
     special = (*range(len(SPECIAL)), *sentinels)
-    return Encoding(modality="text", vocabulary=size, sentinels=sentinels, special=special, **roles)
+    sizes = {"modality": "text", "vocabulary": size, "sentinels": sentinels, "special": special}
+    return Encoding.model_validate(sizes | roles)
 
 
 def fields(encoding: Encoding) -> list[pa.Field]:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from ssl_models.config import Probe
 from ssl_models.probing import probe as module
 from ssl_models.probing.probe import Report, Task, interval, probe, shots, shuffle, standardise, stratified
+from ssl_models.probing.settings import Probe
 
 CONFIG = Probe(shots=(1, 5), draws=3, strengths=(0.01, 0.1, 1.0))
 CPU = torch.device("cpu")

@@ -50,7 +50,27 @@ def test_wsd_is_stable_until_its_decay() -> None:
     assert schedule(wsd, 85) > schedule(wsd, 86)
 
 
-@given(st.integers(1, 300), st.floats(0, 0.99), st.floats(0.01, 1), st.floats(0, 1), st.sampled_from(["cosine", "wsd"]))
+def test_constant_stays_at_the_peak_and_warm_up_may_be_given_in_steps() -> None:
+    constant = train(schedule="constant", warmup=4)
+    assert [schedule(constant, step) for step in (0, 3, 4, 50, 99)] == [0.25, 1.0, 1.0, 1.0, 1.0]
+    assert train(schedule="constant", warmup=4, steps=1000).warmup_steps == 4
+
+
+SCHEDULES = st.sampled_from(["cosine", "wsd", "constant"])
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 20), st.floats(0.01, 1), SCHEDULES)
+def test_a_longer_training_has_the_stable_steps_of_a_shorter_one_in_common_with_it(
+    steps: int, more: int, warmup: int, decay: float, kind: str
+) -> None:
+    short = train(steps=steps, warmup=warmup if warmup != 0 else 0.0, decay=decay, schedule=kind)
+    longer = short.model_copy(update={"steps": steps + more})
+    common = min(short.stable_steps, longer.stable_steps)
+    assert [schedule(short, step) for step in range(common)] == [schedule(longer, step) for step in range(common)]
+    assert (short.stable_steps == 0) == (kind == "cosine") or kind == "wsd"
+
+
+@given(st.integers(1, 300), st.floats(0, 0.99), st.floats(0.01, 1), st.floats(0, 1), SCHEDULES)
 def test_every_rate_is_positive_at_most_the_peak_and_falls_after_warm_up(
     steps: int, warmup: float, decay: float, final: float, kind: str
 ) -> None:
