@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_models import artifact
+from ssl_models import artifact, disk
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, Split
 from ssl_models.models import compiler
@@ -74,9 +74,10 @@ def main() -> int:
         status = 128 + (signals.stop or signal.SIGTERM)
     except Exception as error:  # the other processes may be waiting for this one: the launcher ends them
         says_why = first_to_fail()
-        if isinstance(error, JobError):
+        reason = str(error) if isinstance(error, JobError) else disk.full(error, f"the job {sys.argv[1]}")
+        if reason is not None:
             if says_why:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(f"error: {reason}", file=sys.stderr, flush=True)
             return 2
         if says_why:
             raise
@@ -357,11 +358,14 @@ def write_model(job: Job, objective: Objective, encoding: Encoding, state: State
     folder, partial = job.output / "model", job.output / ".model.partial"
     job.output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
-    artifact.save(objective, job.model, encoding, partial, step=state.step)
-    for path in sorted(partial.rglob("*")):
-        checkpoint.sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        artifact.save(objective, job.model, encoding, partial, step=state.step)
+        for path in sorted(partial.rglob("*")):
+            checkpoint.sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     checkpoint.sync(job.output)
 
 

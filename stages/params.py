@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 import ssl_models
+from ssl_models import disk
 from ssl_models.config import Backbone, Model, Probe, Strict
 from ssl_models.models import presets
 from ssl_models.tracking.addresses import public, secret
@@ -269,3 +270,9 @@ def main(stage: Callable[[str], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        reason = disk.full(error, f"{kind.replace('_', '-')}@{name}")
+        if reason is None:
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)

@@ -30,7 +30,18 @@ from PIL import Image
 from pydantic import Field
 
 from ssl_models.config import Strict
-from stages.clusters import Clusters, Sketch, Sketches, compiled, first_of_equals, heads, join, pairs_in_buckets
+from stages.clusters import (
+    Clusters,
+    Sketch,
+    Sketches,
+    compiled,
+    first_of_equals,
+    heads,
+    join,
+    packed,
+    pairs_in_buckets,
+    unpacked,
+)
 from stages.modalities.image import pictures
 from stages.params import UserError
 
@@ -143,8 +154,8 @@ def candidates(hashes: Bytes, distance: int) -> Pairs:
     for chosen in itertools.combinations(masks, EQUAL):
         pairs = pairs_in_buckets(words & np.uint64(sum(chosen)))
         pairs = pairs[differing_bits(hashes, pairs) <= distance]
-        found = np.union1d(found, pairs[:, 0] << 32 | pairs[:, 1])
-    return np.stack([found >> 32, found & 0xFFFFFFFF], axis=1)
+        found = np.union1d(found, packed(pairs))
+    return unpacked(found)
 
 
 def differing_bits(hashes: Bytes, pairs: Pairs) -> NDArray[np.int64]:

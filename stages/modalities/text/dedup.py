@@ -15,7 +15,6 @@ shingle hashes, since an estimate cut at the threshold would lose half the pairs
 
 from __future__ import annotations
 
-import errno
 import math
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +27,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from stages.clusters import Clusters, Sketch, Sketches, compiled, first_of_equals, heads, join, pairs_in_buckets, root
+from ssl_models import disk
+from stages.clusters import (
+    Clusters,
+    Sketch,
+    Sketches,
+    compiled,
+    first_of_equals,
+    heads,
+    join,
+    packed,
+    pairs_in_buckets,
+    root,
+    unpacked,
+)
 from stages.params import UserError
 
 BATCH_ROWS = 1024
@@ -282,8 +294,8 @@ def _candidates(rows: NDArray[np.int64], signature: NDArray[np.uint32], options:
         keys = _band_keys(signature, band * options.rows, (band + 1) * options.rows)
         pairs = rows[pairs_in_buckets(keys[rows])]
         pairs = pairs[_agreement(signature, pairs) >= least]
-        found = np.union1d(found, pairs[:, 0] << 32 | pairs[:, 1])
-    return np.stack([found >> 32, found & 0xFFFFFFFF], axis=1)
+        found = np.union1d(found, packed(pairs))
+    return unpacked(found)
 
 
 def _spill(rows: NDArray[np.int64], sketches: Sketches, options: Options, file: Any) -> NDArray[np.int64]:
@@ -335,7 +347,7 @@ def _near(
     try:
         head, similarities = _verify(compared, compact.reshape(-1, 2), sketches, options)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in disk.FULL:
             raise
         raise UserError(f"{tempfile.gettempdir()} is full: set TMPDIR to a folder with more room") from None
     kept[compared], similarity[compared] = compared[head], similarities
