@@ -87,7 +87,8 @@ class Compression:
 
 def _zlib_step(decompressor: Any, data: bytes) -> tuple[bytes, bytes, bool]:
     chunk: bytes = decompressor.decompress(data, CHUNK)
-    return chunk, decompressor.unconsumed_tail, len(chunk) == CHUNK
+    rest = b"" if decompressor.eof else decompressor.unconsumed_tail  # at the end it may be that of `unused_data`
+    return chunk, rest, len(chunk) == CHUNK
 
 
 def _zstd_step(decompressor: Any, data: bytes) -> tuple[bytes, bytes, bool]:
@@ -152,7 +153,7 @@ def persistent(act: Callable[[], Found], place: str) -> Found:
     for attempt in range(ATTEMPTS):
         try:
             return act()
-        except UserError:
+        except (UserError, DamageError):
             raise
         except Exception as error:  # every file system has its own: credentials, names, networks
             if _is_missing(error):
@@ -419,21 +420,21 @@ def numbered(partition: Partition, limit: int) -> Iterator[tuple[File, int, byte
     """(file, number, line) for every line of `partition`, numbers from 1; a Reject for each line of more than `limit`
     bytes, each empty file, and what follows damage. A byte order mark is dropped."""
     for file in partition.files:
-        number, empty = partition.first - 1, True
+        number, empty, unread = partition.first - 1, True, 1.0
         content = Content(file.path, partition.start, partition.end)
         try:
             for line in lines(content, limit):
                 if empty and isinstance(line, bytes) and line.startswith(UTF_16):
                     raise DamageError("file is UTF-16: convert it to UTF-8 first")
                 empty = False
-                number += 1
+                number, unread = number + 1, content.unread
                 if isinstance(line, Overlong):
                     reason = f"line is too long ({line.size} bytes; at most {limit} are read)"
                     yield Reject(f"{file.path}:{number}", reason, excerpt(line.head))
                 else:
                     yield file, number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         except DamageError as damage:
-            yield Reject(f"{file.path}:{number + 1}", str(damage), rows=following(number, content.unread))
+            yield Reject(f"{file.path}:{number + 1}", str(damage), rows=following(number, unread))
         else:
             if empty:
                 yield Reject(file.path, "empty file")

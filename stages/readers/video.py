@@ -82,7 +82,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
                         clips, held = clips + 1, []
                         if clips == options.clips:
                             break
-            except (av.FFmpegError, pictures.PictureError, OSError) as error:  # FFmpeg raises OSError, too
+            except (av.FFmpegError, pictures.PictureError, OSError, ValueError, ArithmeticError, MemoryError) as error:
                 detail = (str(error) or type(error).__name__).splitlines()[0]
                 rows = max(1, told.clips(options) - clips)
                 yield Reject(file.path, f"not a video that can be decoded, or damaged ({detail})", rows=rows)
@@ -108,12 +108,14 @@ class _Told:
 def _frames(stream: streams.Reading, av: Any, options: Options, told: _Told) -> Iterator[tuple[float, bytes]]:
     """(seconds from the beginning, PNG) of the frames, at most `rate` a second."""
     limits = {"format_whitelist": FORMATS, "max_pixels": str(options.max_pixels), "threads": "1"}
-    with av.open(stream, options=limits) as container:
+    with av.open(stream, options=limits, metadata_errors="replace") as container:
         if not container.streams.video:
             raise pictures.PictureError("it has no video stream")
         video = container.streams.video[0]
         told.frames = video.frames
         told.seconds = float(video.duration * video.time_base) if video.duration and video.time_base else 0.0
+        if video.codec_context is None:
+            raise pictures.PictureError("its codec is not known")
         if not 0 < video.codec_context.width * video.codec_context.height <= options.max_pixels:
             raise pictures.PictureError(f"frames have more than max_pixels pixels ({options.max_pixels}), or none")
         video.codec_context.options = {"max_pixels": str(options.max_pixels)}
