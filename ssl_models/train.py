@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_models import artifact
+from ssl_models import artifact, disk
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, Split
 from ssl_models.files import sync, whole_folder, write_json, write_text
@@ -78,9 +78,10 @@ def main() -> int:
         status = 128 + (signals.stop or signal.SIGTERM)
     except Exception as error:  # the other processes may be waiting for this one: the launcher ends them
         says_why = first_to_fail()
-        if isinstance(error, JobError):
+        reason = str(error) if isinstance(error, JobError) else disk.full(error, f"the job {sys.argv[1]}")
+        if reason is not None:
             if says_why:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(f"error: {reason}", file=sys.stderr, flush=True)
             return 2
         if says_why:
             raise

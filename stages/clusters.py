@@ -20,6 +20,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.params import UserError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -29,6 +31,10 @@ def compiled(function: Function) -> Function:
         return cast(Function, numba.njit(cache=True, nogil=True)(function))
     except RuntimeError:  # numba finds no folder to cache in
         return cast(Function, numba.njit(nogil=True)(function))
+
+
+MOST_ROWS = 2**31
+"""Of a corpus in dedup: pairs of rows are sorted as one number of 64 bits, half of them for each row."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ class Sketches:
 
 def gather(sketches: Iterable[Sketch], labelled: NDArray[np.bool_]) -> Sketches:
     """The sketches of all partitions, in source order, as one. Each is copied to its place and let go, so that none is
-    held twice; `labelled` `[rows]` tells of all rows which have a label."""
+    held twice; `labelled` `[rows]` tells of all rows which have a label. UserError where there are too many rows."""
+    if len(labelled) > MOST_ROWS:
+        raise UserError(f"dedup compares at most {MOST_ROWS} rows, not {len(labelled)}: split the corpus into several")
     exact, near = np.empty((len(labelled), 2), np.uint64), np.empty((len(labelled), 0))
     paths, ends, size, start = list[Path](), list[int](), 0, 0
     for sketch in sketches:
@@ -136,12 +144,22 @@ def pairs_in_buckets(keys: NDArray[np.uint64], window: int = 8) -> NDArray[np.in
     return cast(NDArray[np.int64], _pairs_in_buckets(np.argsort(keys, kind="stable"), keys, window))
 
 
+def packed(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs `[pairs, 2]` of rows, of which there are MOST_ROWS at most, as numbers `[pairs]` in the same order."""
+    return pairs[:, 0] << 32 | pairs[:, 1]
+
+
+def unpacked(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The inverse of `packed`."""
+    return np.stack([numbers >> 32, numbers & 0xFFFFFFFF], axis=1)
+
+
 def distinct(lists: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     """The different pairs `[pairs, 2]` of rows among several lists of them, in order; one list is held at a time."""
-    packed = np.empty(0, np.int64)
+    numbers = np.empty(0, np.int64)
     for pairs in lists:
-        packed = np.union1d(packed, pairs[:, 0] << 32 | pairs[:, 1])
-    return np.stack([packed >> 32, packed & 0xFFFFFFFF], axis=1)
+        numbers = np.union1d(numbers, packed(pairs))
+    return unpacked(numbers)
 
 
 @compiled

@@ -33,7 +33,7 @@ EXCEPTIONS = {
     "what was asked for reaches a stage as parameters, which DVC knows": ["stages.params"],
     "where and how fast it runs, and how that is shown": [
         "stages.code", "stages.digest", "stages.dispatch", "stages.engine", "stages.kept",
-        "stages.progress", "ssl_models.cpu.allocator", "ssl_models.models.compiler", "ssl_models.training.checkpoint",
+        "ssl_models.cpu.allocator", "ssl_models.models.compiler", "ssl_models.training.checkpoint",
         "ssl_models.training.job", "ssl_models.training.lifetime", "ssl_models.training.parallel",
         "ssl_models.training.progress", "ssl_models.training.signals",
     ],

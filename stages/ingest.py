@@ -32,8 +32,8 @@ NAMES = 20
 
 @dataclass
 class Ingested:
-    """What became of a partition: `pieces` of rows and of rejects, in order, and what was counted: rows, rejects, rows
-    with a group, labels, reasons."""
+    """What became of a partition: `pieces` of rows and of rejects, in order, and what was counted: rows, rejected rows,
+    rows with a group, labels, rejected rows by reason."""
 
     rows: int = 0
     rejects: int = 0
@@ -79,7 +79,7 @@ def run(name: str) -> None:
         work = partial(ingest_partition, reader=reader.__name__, modality=modality, options=options, folder=rows)
         for outcome in engine.map(work, numbered, label=f"ingest {name}"):
             total.add(outcome)
-        _merge_rejects(total.reject_pieces, folder / "rejects.parquet")
+        rejects = _merge_rejects(total.reject_pieces, folder / "rejects.parquet")
         _refuse_if_poor(total, corpus.ingest.max_reject_fraction, at, folder / "rejects.parquet", reader, plan, options)
         for index, piece in enumerate(total.pieces):
             piece.rename(rows / tables.part(index))
@@ -87,7 +87,7 @@ def run(name: str) -> None:
         folder,
         rows_in=total.rows + total.rejects,
         rows_out=sum(pq.read_metadata(path).num_rows for path in tables.partitions(folder / "rows")),
-        rejects=pq.read_metadata(folder / "rejects.parquet").num_rows,
+        rejects=rejects,
         bytes_in=sum(partition.size for partition in plan),
         partitions=len(total.pieces),
         labels=len(total.labels),
@@ -117,8 +117,10 @@ def write(
         reject = item if isinstance(item, Reject) else _refusal(item, check, options)
         if reject is not None:
             values = {"source": reject.source, "reason": reject.reason, "excerpt": reject.excerpt}
-            rejects.append({key: _printable(value) for key, value in values.items()}, size=len(reject.excerpt))
-            outcome.reasons[reject.reason.partition(" (")[0]] += 1
+            printable = {key: _printable(value) for key, value in values.items()}
+            rejects.append({**printable, "rows": reject.rows}, size=len(reject.excerpt))
+            outcome.reasons[reject.reason.partition(" (")[0]] += reject.rows
+            outcome.rejects += reject.rows
         elif isinstance(item, Record):
             place = {"label": item.label, "source": _printable(item.source), "group": item.group}
             rows.append({"id": tables.content_id(item.payload), **item.payload, **place}, size=_size(item))
@@ -128,7 +130,7 @@ def write(
     rows.close()
     rejects.close()
     outcome.rows, outcome.pieces = rows.rows, rows.paths
-    outcome.rejects, outcome.reject_pieces = rejects.rows, rejects.paths
+    outcome.reject_pieces = rejects.paths
     return outcome
 
 
@@ -144,10 +146,15 @@ def _refusal(record: Record, check: Check, options: Options) -> Reject | None:
     if reason is None and not all(_is_unicode(name) for name in (record.label, record.group) if name is not None):
         reason = "label or group is not valid Unicode (a lone surrogate)"
     if reason is not None:
-        return Reject(record.source, reason, excerpt(payload))
+        return Reject(record.source, reason, _beginning(payload))
     size = _size(record)
     limit = options.max_document_bytes
-    return too_long(record.source, size, limit, payload) if size > limit else None
+    return too_long(record.source, size, limit, _beginning(payload)) if size > limit else None
+
+
+def _beginning(payload: str | bytes) -> str:
+    """An excerpt of text; nothing of what did not decode to a picture, which may be any file."""
+    return excerpt(payload) if isinstance(payload, str) else ""
 
 
 def _is_unicode(text: str) -> bool:
@@ -163,12 +170,17 @@ def _printable(text: str) -> str:
     return text if _is_unicode(text) else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _merge_rejects(pieces: list[Path], path: Path) -> None:
-    """One `rejects.parquet` out of the workers' pieces, which are removed; empty where there are none."""
+def _merge_rejects(pieces: list[Path], path: Path) -> int:
+    """One `rejects.parquet` out of the workers' pieces, which are removed; empty where there are none. How many rows of
+    the source they stand for."""
+    rows = 0
     with whole_file(path) as whole, tables.parquet_writer(whole, tables.REJECTS) as writer:
         for piece in pieces:
-            writer.write_table(pq.read_table(piece), row_group_size=tables.ROW_GROUP)
+            rejects = pq.read_table(piece)
+            writer.write_table(rejects, row_group_size=tables.ROW_GROUP)
+            rows += sum(rejects.column("rows").to_pylist())
             piece.unlink()
+    return rows
 
 
 def _most_frequent(reasons: Counter[str]) -> str:

@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 import ssl_models
+from ssl_models import disk
 from ssl_models.addresses import secret
 from ssl_models.config import Backbone, Model, Strict
 from ssl_models.models import presets
@@ -282,3 +283,9 @@ def main(stage: Callable[[str], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        reason = disk.full(error, f"{kind.replace('_', '-')}@{name}")
+        if reason is None:
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)

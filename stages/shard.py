@@ -176,7 +176,8 @@ def _spooled(
         raise UserError(f"corpora.{name}: there are no rows to shard")
     spools = {column: _mapped(scratch / column, columns[column].dtype, lengths[column]) for column in columns}
     labels = tuple(sorted(seen))
-    rank = np.array([labels.index(label) for label in seen] + [UNLABELLED], np.int64)
+    place = {label: number for number, label in enumerate(labels)}
+    rank = np.array([place[label] for label in seen] + [UNLABELLED], np.int64)
     group = np.unique(np.concatenate(keys), return_inverse=True)[1]
     return Documents(spools, group.astype(np.int64), rank[np.concatenate(codes)], labels)
 

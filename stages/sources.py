@@ -1,84 +1,28 @@
-"""Files of a source: listed from a path, folder, glob or URL, grouped into partitions, decompressed, cut into lines.
-
-Local files need no fsspec; every other URL goes through it. Lines are cut from a stream of chunks, and a line past
-the limit is counted, not held, so that memory is bounded whatever the data.
+"""Files of a source: listed from a path, folder, glob or URL, and grouped into partitions. `stages/streams.py` reads
+them. Local files need no fsspec; every other URL goes through it.
 """
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import glob
-import lzma
 import mmap
 import os
-import re
 import stat
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
-
-import zstandard
+from typing import Any
 
 from stages.params import UserError
-from stages.readers import File, Partition, Reject, excerpt, too_long
+from stages.readers import File, Partition
+from stages.streams import CHUNK, COMPRESSIONS, MissingError, is_url, opened, persistent
 from stages.tables import PARTITION_BYTES
 
-CHUNK = 2**20
-"""Bytes read at once from a plain file."""
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""How a file begins whose line ends are not those of ASCII."""
-COMPRESSED_CHUNK = 2**13
-"""Bytes given to a decompressor at once: small, as 8 KiB may grow ten-thousandfold."""
-
-
-class DamageError(Exception):
-    """The stream cannot be read further; what came before is good. The message is a reason to reject the rest."""
-
-
-class MissingError(UserError):
-    """There is no such file."""
-
-
-class Decompressor(Protocol):
-    """What zlib, bz2, lzma and zstandard objects have in common."""
-
-    @property
-    def eof(self) -> bool:
-        """Whether the compressed data are complete."""
-
-    @property
-    def unused_data(self) -> bytes:
-        """What followed their end."""
-
-    def decompress(self, data: bytes, /) -> bytes:
-        """The next bytes."""
-
-
-@dataclass(frozen=True)
-class Compression:
-    """A format that a suffix names and the first bytes prove: `magic` matches them."""
-
-    name: str
-    magic: re.Pattern[bytes]
-    new: Callable[[], Decompressor]
-
-
-COMPRESSIONS: dict[str, Compression] = {
-    ".gz": Compression("gzip", re.compile(rb"\x1f\x8b\x08"), lambda: zlib.decompressobj(31)),
-    ".zst": Compression("zstd", re.compile(rb"\x28\xb5\x2f\xfd"), lambda: zstandard.ZstdDecompressor().decompressobj()),
-    ".bz2": Compression("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.BZ2Decompressor),
-    ".xz": Compression("xz", re.compile(rb"\xfd7zXZ\x00"), lzma.LZMADecompressor),
-    ".tgz": Compression("gzip", re.compile(rb"\x1f\x8b\x08"), lambda: zlib.decompressobj(31)),
-}
-ERRORS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
-"""What decompressors raise for damaged data."""
+MARKS = (".", "_")
+"""How names of marks begin that other programs leave (`_SUCCESS`): never data."""
 
 
 def ascii_superset(encoding: str) -> str:
@@ -93,11 +37,6 @@ def ascii_superset(encoding: str) -> str:
 
 
 # ---- listing ----------------------------------------------------------------------------------------------------
-
-
-def is_url(source: str) -> bool:
-    """Whether `source` goes through fsspec."""
-    return "://" in source and not source.startswith("file://")
 
 
 def root(source: str) -> str:
@@ -159,7 +98,7 @@ def _say_what_is_passed_over(found: _Found, files: list[File]) -> None:
 
 def _wanted(path: str, root: str, suffixes: Sequence[str], pattern: str | None) -> bool:
     relative = path.removeprefix(root).lstrip("/")
-    if any(step.startswith((".", "_")) for step in relative.split("/")):
+    if any(step.startswith(MARKS) for step in relative.split("/")):
         return False
     if pattern is not None:
         return fnmatch(relative, pattern) or fnmatch("/" + relative, pattern)
@@ -181,15 +120,20 @@ def _list_local(source: str) -> _Found:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Files below `folder`, links to folders followed once; OSError for a folder that may not be read."""
+    """Files below `folder`; OSError for a folder that may not be read. UserError where a folder is a link: DVC does not
+    look into it for change. A link to a file is that file, as it is to DVC."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        folders[:] = sorted(name for name in folders if os.path.realpath(Path(parent, name)) not in seen)
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders.sort()
+        for name in folders:
+            if (link := Path(parent, name)).is_symlink() and not name.startswith(MARKS):
+                raise UserError(
+                    f"ingest.source: {link}: is a link to a folder, in which DVC would see no change: put the folder "
+                    "itself there, or make it a source of its own"
+                )
         yield from (str(Path(parent, name)) for name in names)
 
 
@@ -205,20 +149,18 @@ def _local_file(path: str) -> File:
 def _list_url(source: str) -> _Found:
     import fsspec  # 0.1 s, for remote sources only
 
-    try:
+    def listed() -> tuple[Any, str, dict[str, Any], bool]:
         system, path = fsspec.core.url_to_fs(source)
         if glob.has_magic(path) and "http" not in system.protocol:
-            found, exact = system.glob(path, detail=True), True
-        elif system.isdir(path) and "http" not in system.protocol:
-            found, exact = system.find(path, detail=True), False
-        else:
-            found, exact = {path: system.info(path)}, True
-    except FileNotFoundError:
+            return system, path, system.glob(path, detail=True), True
+        if "http" not in system.protocol and system.isdir(path):
+            return system, path, system.find(path, detail=True), False
+        return system, path, {path: system.info(path)}, True
+
+    try:
+        system, path, found, exact = persistent(listed, f"ingest.source: {source}")
+    except MissingError:
         raise UserError(f"ingest.source: there is no file or folder {source}") from None
-    except ImportError as error:
-        raise UserError(f"ingest.source: {source}: {error}") from None
-    except Exception as error:  # every file system has its own: credentials, names, networks
-        raise UserError(f"ingest.source: {source}: cannot be listed: {type(error).__name__}: {error}") from None
     files = [
         File(system.unstrip_protocol(name), int(info.get("size") or 0))
         for name, info in found.items()
@@ -273,141 +215,3 @@ def split_lines(
                 line += chunk.count(b"\n")
             view.madvise(mmap.MADV_DONTNEED, 0, end)  # else the whole file would count as this process's memory
     return result
-
-
-# ---- reading ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """The bytes of a local file or URL; UserError where it may not be read or the connection fails."""
-    try:
-        if is_url(path):
-            import fsspec
-
-            with fsspec.open(path, "rb") as stream:
-                yield stream
-        else:
-            with Path(path).open("rb") as stream:
-                yield stream
-    except FileNotFoundError:
-        raise MissingError(f"{path}: cannot be read: there is no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def whole(path: str, limit: int, place: str | None = None) -> bytes | Reject:
-    """The content of a file of at most `limit` bytes, decompressed; else why there is none, at `place` (the path)."""
-    held, size = list[bytes](), 0
-    try:
-        for chunk in chunks(path):
-            size += len(chunk)
-            if size <= limit or not held:
-                held.append(chunk)
-    except DamageError as damage:
-        return Reject(place or path, str(damage), excerpt(held[0]) if held else "")
-    if size == 0:
-        return Reject(place or path, "empty file")
-    return too_long(place or path, size, limit, held[0]) if size > limit else b"".join(held)
-
-
-def chunks(path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """The content of `path`, decompressed as its suffix says, or its bytes `start` to `end`; DamageError at a fault."""
-    with opened(path) as stream:
-        _, suffix = os.path.splitext(path)  # noqa: PTH122 - also of URLs
-        if suffix in COMPRESSIONS:
-            yield from _decompressed(stream, COMPRESSIONS[suffix])
-            return
-        if start:
-            stream.seek(start)
-        first = True
-        while chunk := stream.read(CHUNK if end is None else min(CHUNK, end - start)):
-            if first and start == 0:
-                _refuse_compressed(chunk, suffix)
-            first = False
-            start += len(chunk)
-            yield chunk
-
-
-def _refuse_compressed(head: bytes, suffix: str) -> None:
-    for proper, kind in COMPRESSIONS.items():
-        if kind.magic.match(head):
-            raise DamageError(
-                f"file is {kind.name} data, but its name does not end in {proper} (it ends in {suffix!r})"
-            )
-
-
-def _decompressed(stream: IO[bytes], kind: Compression) -> Iterator[bytes]:
-    decompressor, begun, members = kind.new(), False, 0
-    while data := stream.read(COMPRESSED_CHUNK):
-        while data:
-            try:
-                chunk = decompressor.decompress(data)
-            except ERRORS as error:
-                if not begun and members:
-                    raise DamageError(f"bytes after the end of the {kind.name} data") from None
-                if not begun and not kind.magic.match(data):
-                    raise DamageError(f"file is not {kind.name} data, whatever its name says") from None
-                raise DamageError(f"damaged {kind.name} data ({error})") from None
-            begun = True
-            if chunk:
-                yield chunk
-            data = b""
-            if decompressor.eof:
-                data = decompressor.unused_data.lstrip(b"\0")  # tapes are padded with zeros
-                decompressor, begun, members = kind.new(), False, members + 1
-    if begun:
-        raise DamageError(f"truncated {kind.name} data")
-
-
-@dataclass(frozen=True)
-class Overlong:
-    """A line that was too long to be held: its length in bytes, and how it begins."""
-
-    size: int
-    head: bytes
-
-
-def lines(content: Iterable[bytes], limit: int) -> Iterator[bytes | Overlong]:
-    """The lines of a stream of chunks, without their `\\n`. A line of more than `limit` bytes is an Overlong."""
-    held: list[bytes] = []
-    size = 0
-    for chunk in content:
-        *whole, rest = chunk.split(b"\n")
-        for piece in whole:
-            if not size:
-                yield piece if len(piece) <= limit else Overlong(len(piece), piece[:CHUNK])
-                continue
-            held.append(piece)
-            size += len(piece)
-            yield b"".join(held) if size <= limit else Overlong(size, held[0])
-            held, size = [], 0
-        if rest:
-            size += len(rest)
-            if size <= limit or not held:
-                held.append(rest)
-    if size:
-        yield b"".join(held) if size <= limit else Overlong(size, held[0])
-
-
-def numbered(partition: Partition, limit: int) -> Iterator[tuple[File, int, bytes] | Reject]:
-    """(file, number, line) for every line of `partition`, numbers from 1; a Reject for each line of more than `limit`
-    bytes, each empty file, and what follows damage. A byte order mark is dropped."""
-    for file in partition.files:
-        number, empty = partition.first - 1, True
-        try:
-            for line in lines(chunks(file.path, partition.start, partition.end), limit):
-                if empty and isinstance(line, bytes) and line.startswith(UTF_16):
-                    raise DamageError("file is UTF-16: convert it to UTF-8 first")
-                empty = False
-                number += 1
-                if isinstance(line, Overlong):
-                    reason = f"line is too long ({line.size} bytes; at most {limit} are read)"
-                    yield Reject(f"{file.path}:{number}", reason, excerpt(line.head))
-                else:
-                    yield file, number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        except DamageError as damage:
-            yield Reject(f"{file.path}:{number + 1}", str(damage))
-        else:
-            if empty:
-                yield Reject(file.path, "empty file")

@@ -122,6 +122,8 @@ class _Probe:
     def __init__(self, split: npt.NDArray[np.uint8], groups: Groups, wanted: npt.NDArray[np.float64]) -> None:
         self.split, self.groups, self.wanted = split, groups, wanted
         self.have = np.zeros_like(wanted)
+        self.room = wanted.sum(axis=1)  # of each part, over all classes: kept, as there may be as many as groups
+        self.most = MOST_HELD_OUT * float(groups.rows.sum())
         self.free = len(split)
         self.held = 0
         by_group = groups.label_pairs[np.argsort(groups.label_pairs[:, 0], kind="stable")]
@@ -130,12 +132,11 @@ class _Probe:
 
     def cover(self, c: int, candidates: Ints) -> None:
         """One group with class `c` for each part, where that leaves most of the corpus to train on."""
-        most = MOST_HELD_OUT * float(self.groups.rows.sum())
         for part in (1, 0):
             if self.have[part, c]:
                 continue
             for group in candidates:
-                if self._is_free(group) and self.held + self.groups.rows[group] <= most:
+                if self._is_free(group) and self.held + self.groups.rows[group] <= self.most:
                     self._take(int(group), part)
                     break
 
@@ -150,8 +151,10 @@ class _Probe:
                 continue
             classes, rows = self._labels(int(group))
             for part in (1, 0):
-                room = float((self.wanted[part] - self.have[part]).sum())
-                if rows.sum() - room <= OVERSHOOT * rows.sum() and 0 < rows[classes == c].sum() <= 2 * missing[part]:
+                if (
+                    rows.sum() - self.room[part] <= OVERSHOOT * rows.sum()
+                    and 0 < rows[classes == c].sum() <= 2 * missing[part]
+                ):
                     self._take(int(group), part)
                     break
 
@@ -168,5 +171,6 @@ class _Probe:
         classes, rows = self._labels(group)
         self.split[group] = (PROBE_TRAIN, PROBE_TEST)[part]
         self.have[part, classes] += rows
+        self.room[part] -= rows.sum()
         self.held += int(self.groups.rows[group])
         self.free -= 1

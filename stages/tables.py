@@ -25,7 +25,7 @@ ROW_GROUP = 4096
 """Rows in a Parquet row group: what a reader of one group must hold."""
 
 LABEL_SOURCE_GROUP = (pa.field("label", pa.string()), pa.field("source", pa.string()), pa.field("group", pa.string()))
-REJECTS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("excerpt", pa.string())])
+REJECTS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("excerpt", pa.string()), ("rows", pa.int64())])
 DUPLICATES = pa.schema(
     [
         ("id", pa.string()),

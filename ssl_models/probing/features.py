@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +158,13 @@ def _store(path: Path, rows: int, values: Tensor) -> npt.NDArray[np.float32]:
     """A file for `rows` rows like those of `values` `[batch, width]`."""
     if values.ndim != 2:
         raise RuntimeError(f"features are [batch, width], these are {list(values.shape)}")
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, values.shape[1]))
+    store: npt.NDArray[np.float32] = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float32, shape=(rows, values.shape[1])
+    )
+    if sys.platform == "linux":  # a full disk is an OSError here; writing into the array, it would be the end (SIGBUS)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return store
 
 
 def _shrink(rows: Rows) -> Rows:

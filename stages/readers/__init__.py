@@ -9,12 +9,14 @@ A reader module has
     def columns(partition, options) -> list[str]           optional: for sentences about a wrong column
 
 `read` streams, and turns every fault of the data into a Reject; it raises UserError only for what is no fault of the
-data, such as a file that may not be read. A reason is a few words that many rejects share; particulars follow in
-parentheses.
+data, such as a file that may not be read or a connection that fails (`stages.streams.opened` sees to that). A reason
+is a few words that many rejects share; particulars follow in parentheses.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -87,18 +89,32 @@ class Record:
 
 @dataclass(frozen=True)
 class Reject:
-    """What could not be read: where, why, and how it begins."""
+    """What could not be read: where, why, how it begins, and how many `rows` it stands for: exactly where the source
+    says (Parquet, video), else by the bytes that were not read, and one where nobody can know."""
 
     source: str
     reason: str
     excerpt: str = ""
+    rows: int = 1
 
 
 def excerpt(content: str | bytes) -> str:
-    """The beginning of a record as text that Arrow and a terminal can hold."""
+    """The beginning of a record as text that Arrow and a terminal can hold; nothing of bytes that are no UTF-8, which
+    may be of any file."""
     if isinstance(content, str):
-        content = content[:EXCERPT].encode("utf-8", "surrogatepass")
-    return content[: 4 * EXCERPT].decode("utf-8", "backslashreplace")[:EXCERPT]
+        return content[:EXCERPT].encode("utf-8", "backslashreplace").decode()[:EXCERPT]
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(content[: 4 * EXCERPT])[:EXCERPT]
+    except UnicodeDecodeError:
+        return ""
+
+
+def shown(value: object) -> str:
+    """An excerpt of a value of JSON or Arrow."""
+    try:
+        return excerpt(json.dumps(value, default=str))
+    except (RecursionError, ValueError):
+        return ""
 
 
 def too_long(source: str, size: int, limit: int, head: str | bytes) -> Reject:

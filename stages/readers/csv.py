@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pydantic import Field, field_validator
 
-from stages import sources
+from stages import readers, sources, streams
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, excerpt, jsonl
 
@@ -16,6 +16,7 @@ SUFFIXES = (".csv", ".tsv")
 QUOTE = '"'
 ESCAPED = 2
 """A row may be so many times longer than the document in it, as CSV doubles quotes."""
+Line = tuple[File, int, bytes]
 
 
 def delimits(delimiter: str | None) -> str | None:
@@ -64,7 +65,7 @@ def rows(partition: Partition, options: Options) -> Iterator[tuple[str, dict[str
                 header = _header(row, options, place)
             elif len(row) != len(header):
                 reason = f"row has another number of fields than the header ({len(row)}, not {len(header)})"
-                yield Reject(place, reason, excerpt(_delimiter(file, options).join(row)))
+                yield Reject(place, reason, excerpt(_delimiter(file, options).join(row[: readers.EXCERPT])))
             else:
                 yield place, dict(zip(header, row, strict=True))
 
@@ -82,58 +83,77 @@ def _record(fields: dict[str, str], options: Options, place: str) -> Record | Re
         try:
             "".join([*map(str, found.payload.values()), found.label or "", found.group or ""]).encode()
         except UnicodeEncodeError:  # a byte that did not decode was kept as a surrogate
-            return Reject(place, f"invalid {options.encoding}", excerpt(fields[options.text]))
+            return Reject(place, f"invalid {options.encoding}")
     return found
 
 
+class _Row:
+    """The lines of one row for `csv.reader`, which asks for another while a quote is open. `size` counts their bytes;
+    `ended` is why there is no further one, where one was asked for."""
+
+    def __init__(self, first: str, size: int, lines: Iterator[Line | Reject], options: Options) -> None:
+        self.first, self.size, self.limit = first, size, ESCAPED * options.max_document_bytes
+        self.ended: Reject | str | None = None
+        self._lines, self._options = lines, options
+
+    def __iter__(self) -> Iterator[str]:
+        yield self.first
+        for found in self._lines:
+            if isinstance(found, Reject):
+                self.ended = found
+                return
+            self.size += len(found[2]) + 1
+            line = _decoded(found[2], self._options)
+            if self.size > self.limit:
+                self._pass(line)
+                return
+            yield line
+        self.ended = "a quote is not closed before the end of the file"
+
+    def _pass(self, line: str) -> None:
+        """Go over the rest of a row that is too long: in a quoted field, quotes come in pairs until it ends."""
+        while line.count(QUOTE) % 2 == 0:
+            found = next(self._lines, None)
+            if found is None or isinstance(found, Reject):
+                self.ended = found or "a quote is not closed before the end of the file"
+                return
+            self.size += len(found[2]) + 1
+            line = _decoded(found[2], self._options)
+        self.ended = f"row is too long ({self.size} bytes; at most {self.limit} are read)"
+
+
+def _decoded(line: bytes, options: Options) -> str:
+    return line.decode(options.encoding, "surrogateescape") + "\n"
+
+
 def _rows(partition: Partition, options: Options) -> Iterator[tuple[str, list[str]] | Reject]:
-    """(place, fields) of every row of one file. A row goes on to the next line while a quote is open; what is held is
-    bounded."""
+    """(place, fields) of every row of one file; what is held of a row is bounded."""
     limit = ESCAPED * options.max_document_bytes
     csv.field_size_limit(max(csv.field_size_limit(), limit))
     delimiter = _delimiter(partition.files[0], options)
-    held: list[str] = []
-    size, place = 0, ""
-    for found in sources.numbered(partition, limit):
+    lines = streams.numbered(partition, limit)
+    for found in lines:
         if isinstance(found, Reject):
-            if held:
-                yield Reject(place, "a quote is not closed", excerpt(held[0]))
-            held, size = [], 0
             yield found
             continue
         file, number, content = found
-        line = content.decode(options.encoding, "surrogateescape") + "\n"
-        if not held:
-            if line.isspace():
-                continue
-            place, size = f"{file.path}:{number}", 0
-        size += len(content) + 1
-        begins = not held
-        if begins or size <= limit:
-            held.append(line)
-        if not begins and line.count(QUOTE) % 2 == 0:
-            continue  # inside a quoted field, quotes come in pairs until it ends
-        if size > limit:
-            yield Reject(place, f"row is too long ({size} bytes; at most {limit} are read)", excerpt(held[0]))
-        elif (fields := _fields("".join(held), delimiter)) is None:
+        line = _decoded(content, options)
+        if line.isspace():
             continue
-        else:
-            yield Reject(place, fields, excerpt(held[0])) if isinstance(fields, str) else (place, fields)
-        held = []
-    if held:
-        yield Reject(place, "a quote is not closed before the end of the file", excerpt(held[0]))
+        place, row = f"{file.path}:{number}", _Row(line, len(content) + 1, lines, options)
+        try:
+            yield place, next(csv.reader(row, delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            reason = f"invalid CSV ({str(error).partition(' - ')[0]})" if row.ended is None else row.ended
+            if isinstance(reason, Reject):
+                yield Reject(place, "a quote is not closed", excerpt(content))
+                yield reason
+            else:
+                yield Reject(place, reason, excerpt(content))
 
 
 def _delimiter(file: File, options: Options) -> str:
     return options.delimiter or ("\t" if sources.stem(file.path).lower().endswith(".tsv") else ",")
-
-
-def _fields(row: str, delimiter: str) -> list[str] | str | None:
-    """The fields of one row; a reason where it has none; None where it ends inside a quoted field."""
-    try:
-        return next(csv.reader([row], delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        return None if "unexpected end of data" in str(error) else f"invalid CSV ({str(error).partition(' - ')[0]})"
 
 
 def columns(partition: Partition, options: Options) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from stages import readers, sources
+from stages import readers, sources, streams
 from stages.modalities.image import pictures
 from stages.readers import File, Partition, Record, Reject
 from stages.tables import PARTITION_BYTES
@@ -96,7 +96,7 @@ def _leaps(video: list[File]) -> list[int]:
 def _clip(files: list[File], label: str | None, folder: str, options: Options) -> Record | Reject:
     frames = []
     for file in files:
-        content = sources.whole(file.path, options.max_document_bytes)
+        content = streams.whole(file.path, options.max_document_bytes)
         if isinstance(content, Reject):
             return content
         frames.append(content)

@@ -1,18 +1,21 @@
 """A table of pictures: CSV, TSV or JSON lines, with a column of paths and columns of captions and labels.
 
-Paths are relative to the folder of the table, or absolute, or URLs. A picture may be in many rows, with a caption each;
-rows of one picture are one group, unless a column says otherwise.
+Paths are relative to the folder of the table, and lead to pictures below it. A table is data, often of other people:
+that it may name any file and any address by an absolute path, `..` or a URL is for `outside` to allow. A picture may be
+in many rows, with a caption each; rows of one picture are one group, unless a column says otherwise.
 """
 
 from __future__ import annotations
 
+import functools
 import posixpath
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from stages import readers, sources
+from stages import readers, sources, streams
 from stages.readers import File, Partition, Record, Reject, csv, image_folder, jsonl
 
 MODALITIES = frozenset({"image", "image_text"})
@@ -28,6 +31,7 @@ class Options(readers.Pictures):
     label: str | None = Field(default=None, description="column of the label")
     group: str | None = Field(default=None, description="column of what must stay on one side of every split")
     files: str | None = Field(default=None, description="glob of the tables to take from a folder, relative to it")
+    outside: bool = Field(default=False, description="take absolute paths, `..` and URLs, too")
     delimiter: str | None = Field(default=None, description="of CSV; default: a comma, in .tsv a tab")
     encoding: str = Field(default="utf-8", description="of CSV, any that Python knows")
 
@@ -69,12 +73,15 @@ def _record(table: File, place: str, row: dict[str, Any], options: Options) -> R
     name = row.get(options.image)
     if not isinstance(name, str) or not name:
         reason = f"no column {options.image!r}" if options.image not in row else f"column {options.image!r} has no path"
-        return Reject(place, reason, readers.excerpt(str(row)))
-    path = _located(table.path.rpartition("/")[0], name.removeprefix("file://"))
+        return Reject(place, reason, readers.shown(row))
+    folder = table.path.rpartition("/")[0]
+    if not options.outside and not _below(folder, name):
+        return Reject(place, "picture is not below the folder of the table (`outside: true` in ingest takes any)")
+    path = _located(folder, name.removeprefix("file://"))
     try:
-        content = sources.whole(path, options.max_document_bytes, place)
-    except sources.MissingError:
-        return Reject(place, f"there is no such picture ({path})")
+        content = streams.whole(path, options.max_document_bytes, place)
+    except streams.MissingError:
+        return Reject(place, f"there is no such picture ({readers.excerpt(path)})")
     if isinstance(content, Reject):
         return content
     payload: dict[str, str | bytes] = {"image": content}
@@ -84,11 +91,28 @@ def _record(table: File, place: str, row: dict[str, Any], options: Options) -> R
     return Record(payload, image_folder.value(row, options.label), place, group)
 
 
+def _below(folder: str, name: str) -> bool:
+    """Whether `name` is a relative path that stays below `folder`, and no folder on its way is a link elsewhere."""
+    steps = name.split("/")
+    if "://" in name or name.startswith("/") or ".." in steps:
+        return False
+    return streams.is_url(folder) or _is_plain(folder, "/".join(steps[:-1]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_plain(folder: str, below: str) -> bool:
+    """Whether the folder `below` another is there itself, not by a link to a folder."""
+    try:
+        return Path(folder, below).resolve() == Path(folder).resolve() / posixpath.normpath(below)
+    except (OSError, ValueError):  # there can be no such folder, which reading will say
+        return True
+
+
 def _located(folder: str, name: str) -> str:
     """The path or URL that a table in `folder` means by `name`: one spelling for one picture."""
-    if sources.is_url(name):
+    if streams.is_url(name):
         return name
-    return f"{folder}/{name}" if sources.is_url(folder) else posixpath.normpath(posixpath.join(folder, name))
+    return f"{folder}/{name}" if streams.is_url(folder) else posixpath.normpath(posixpath.join(folder, name))
 
 
 def columns(partition: Partition, options: Options) -> list[str]:

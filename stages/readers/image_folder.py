@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from stages import readers, sources
+from stages import readers, sources, streams
 from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, csv, jsonl
@@ -64,9 +64,9 @@ def metadata(root: str) -> Mapping[str, Mapping[str, Any]] | None:
     for name in METADATA:
         path = _joined(root, name)
         try:
-            with sources.opened(path) as stream:
-                size = len(stream.read())
-        except sources.MissingError:
+            with streams.opened(path) as stream:
+                size = stream.size or 0
+        except streams.MissingError:
             continue
         known: dict[str, Mapping[str, Any]] = {}
         partition = Partition((File(path, size),))
@@ -77,6 +77,8 @@ def metadata(root: str) -> Mapping[str, Mapping[str, Any]] | None:
             place, row = found
             if not isinstance(row.get(KEY), str):
                 raise UserError(f"{place}: has no column {KEY!r}: it says which picture a row is about")
+            if ".." in row[KEY].split("/"):
+                raise UserError(f"{place}: {row[KEY]!r} leads out of the folder: metadata are of the pictures in it")
             if row[KEY].removeprefix("./") in known:
                 raise UserError(
                     f"{place}: {row[KEY]} has a row already: a picture with several captions needs reader: "
@@ -97,8 +99,8 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
             yield Reject(file.path, "not in the metadata of the folder")
             continue
         try:
-            content = sources.whole(file.path, options.max_document_bytes)
-        except sources.MissingError:
+            content = streams.whole(file.path, options.max_document_bytes)
+        except streams.MissingError:
             yield Reject(file.path, "in the metadata, but there is no such file")
             continue
         yield content if isinstance(content, Reject) else _record(content, file.path, name, row or {}, options)

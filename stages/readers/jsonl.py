@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 from pydantic import Field
 
 from stages import readers
-from stages.readers import Partition, Record, Reject, excerpt
-from stages.sources import listing, numbered, partitions, split_lines
+from stages.readers import Partition, Record, Reject, excerpt, shown
+from stages.sources import listing, partitions, split_lines
+from stages.streams import numbered
 
 MODALITIES = frozenset({"text"})
 SUFFIXES = (".jsonl", ".ndjson", ".json")
 ESCAPED = 3
 """A line may be so many times longer than the document in it, as JSON may write a character of two bytes in six."""
+MOST_VALUES = 2**20
+"""Of a line, in all its lists and objects: each takes up to a hundred bytes of memory, and two in the line."""
 PEEK = 100
 """Rows looked at for the names of columns."""
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
 
 class Options(readers.Options):
@@ -56,6 +61,8 @@ def rows(partition: Partition, options: Options) -> Iterator[tuple[str, dict[str
 
 def _parse(line: bytes) -> dict[str, Any] | str:
     """The object in `line`, or the reason why there is none."""
+    if len(line) > MOST_VALUES and _values(line) > MOST_VALUES:
+        return f"JSON has too many values (more than {MOST_VALUES} in a line)"
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -67,16 +74,24 @@ def _parse(line: bytes) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else f"line is not a JSON object (it is {readers.kind(value)})"
 
 
+def _values(line: bytes) -> int:
+    """How many values a line of JSON has at most: what its commas and brackets outside of strings allow."""
+    marks = (b",", b"[", b"{")
+    if (most := sum(map(line.count, marks))) > MOST_VALUES:
+        most = sum(map(_STRING.sub(b"", line).count, marks))
+    return most
+
+
 def record(row: dict[str, Any], options: Options, place: str) -> Record | Reject:
     """The Record that a row of named values holds, or why it holds none. An empty field and NaN are no label."""
     if options.text not in row:
-        return Reject(place, f"no column {options.text!r}", excerpt(json.dumps(row, default=str)))
+        return Reject(place, f"no column {options.text!r}", shown(row))
     text = row[options.text]
     if text is None:
         return Reject(place, f"null in column {options.text!r}")
     if not isinstance(text, str):
         reason = f"column {options.text!r} is not a string (it is {readers.kind(text)})"
-        return Reject(place, reason, excerpt(json.dumps(text, default=str)))
+        return Reject(place, reason, shown(text))
     names = {}
     for key, column in (("label", options.label), ("group", options.group)):
         value = row.get(column) if column is not None else None

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from stages import readers, sources
-from stages.readers import File, Partition, Record, Reject, excerpt
+from stages import readers, sources, streams
+from stages.readers import File, Partition, Record, Reject
 
 MODALITIES = frozenset({"text"})
 
@@ -47,7 +47,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         try:
             text = content.decode(options.encoding)
         except UnicodeDecodeError as error:
-            yield Reject(place, f"invalid {options.encoding} ({error.reason} at byte {error.start})", excerpt(content))
+            yield Reject(place, f"invalid {options.encoding} ({error.reason} at byte {error.start})")
             continue
         label = PurePosixPath(file.path).parent.name if options.label == "folder" else None
         yield Record({"text": text}, label, place, file.path if partition.root else None)
@@ -56,7 +56,7 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
 def _files(partition: Partition, options: Options) -> Iterator[tuple[File, int, bytes] | Reject]:
     """Whole files, none of more than `max_document_bytes`."""
     for file in partition.files:
-        content = sources.whole(file.path, options.max_document_bytes)
+        content = streams.whole(file.path, options.max_document_bytes)
         yield content if isinstance(content, Reject) else (file, 1, content.removeprefix(b"\xef\xbb\xbf"))
 
 
@@ -64,7 +64,7 @@ def _pieces(partition: Partition, options: Options) -> Iterator[tuple[File, int,
     """Lines that are not blank, or runs of them."""
     held: list[bytes] = []
     size, first, last = 0, 0, partition.files[0]
-    for found in sources.numbered(partition, options.max_document_bytes):
+    for found in streams.numbered(partition, options.max_document_bytes):
         file, number, line = (last, 0, b"") if isinstance(found, Reject) else found
         blank = not line or line.isspace()
         if size and (blank or file != last or options.unit == "line"):

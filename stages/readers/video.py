@@ -4,6 +4,9 @@ A file is streamed: of a film of any length, one clip is in memory. Its clips fo
 the file or at `rate`, until `clips` of them are made; what is left at its end is no clip. Frames are kept as PNG,
 without loss, their shorter side made `side` pixels at most. All clips of a file are one group; the folder below the
 source that it lies in is its class.
+
+FFmpeg knows formats that are lists of other files and addresses (HLS, DASH, concat), which it would open: only formats
+that hold their own video are read. It decodes in one thread, so that damage looks alike on every machine.
 """
 
 from __future__ import annotations
@@ -11,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from stages import readers, sources
+from stages import readers, sources, streams
 from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import Partition, Record, Reject
@@ -26,8 +29,12 @@ MODALITIES = frozenset({"video"})
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif")
 
 
+FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,gif"
+"""Of SUFFIXES, as FFmpeg names their demuxers."""
 _SLACK = 2
 """Frames that a sound file may lack of the number in its header, cut away by an edit list."""
+MOST_CLIPS = 2**40
+"""Of a file, for what a damaged header says."""
 _LITTLE = 1e-6
 """Seconds by which a frame may come before its time."""
 
@@ -61,12 +68,13 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         folders = PurePosixPath(file.path.removeprefix(partition.root).lstrip("/")).parts[:-1]
         label = folders[0] if options.class_folders and folders else None
         clips, held, start = 0, list[bytes](), 0.0
+        told = _Told()
         if file.size == 0:
             yield Reject(file.path, "empty file")
             continue
-        with sources.opened(file.path) as stream:
+        with streams.opened(file.path) as stream:
             try:
-                for moment, frame in _frames(stream, av, options):
+                for moment, frame in _frames(stream, av, options, told):
                     start = start if held else moment
                     held.append(frame)
                     if len(held) == options.frames:
@@ -74,20 +82,44 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
                         clips, held = clips + 1, []
                         if clips == options.clips:
                             break
-            except (av.FFmpegError, pictures.PictureError, OSError) as error:  # FFmpeg raises OSError, too
+            except (av.FFmpegError, pictures.PictureError, OSError, ValueError, ArithmeticError, MemoryError) as error:
                 detail = (str(error) or type(error).__name__).splitlines()[0]
-                yield Reject(file.path, f"not a video that can be decoded, or damaged ({detail})")
+                rows = max(1, told.clips(options) - clips)
+                yield Reject(file.path, f"not a video that can be decoded, or damaged ({detail})", rows=rows)
                 continue
         if not clips:
             yield Reject(file.path, f"video is shorter than a clip ({len(held)} frames, not {options.frames})")
 
 
-def _frames(stream: IO[bytes], av: Any, options: Options) -> Iterator[tuple[float, bytes]]:
+@dataclasses.dataclass
+class _Told:
+    """What a file's header says of its length."""
+
+    frames: int = 0
+    seconds: float = 0.0
+
+    def clips(self, options: Options) -> int:
+        """How many clips that makes."""
+        frames = self.frames if options.rate is None else min(int(self.seconds * options.rate), self.frames)
+        count = min(frames // options.frames, MOST_CLIPS)
+        return count if options.clips is None else min(count, options.clips)
+
+
+def _frames(stream: streams.Reading, av: Any, options: Options, told: _Told) -> Iterator[tuple[float, bytes]]:
     """(seconds from the beginning, PNG) of the frames, at most `rate` a second."""
-    with av.open(stream) as container:
+    limits = {"format_whitelist": FORMATS, "max_pixels": str(options.max_pixels), "threads": "1"}
+    with av.open(stream, options=limits, metadata_errors="replace") as container:
         if not container.streams.video:
             raise pictures.PictureError("it has no video stream")
         video = container.streams.video[0]
+        told.frames = video.frames
+        told.seconds = float(video.duration * video.time_base) if video.duration and video.time_base else 0.0
+        if video.codec_context is None:
+            raise pictures.PictureError("its codec is not known")
+        if not 0 < video.codec_context.width * video.codec_context.height <= options.max_pixels:
+            raise pictures.PictureError(f"frames have more than max_pixels pixels ({options.max_pixels}), or none")
+        video.codec_context.options = {"max_pixels": str(options.max_pixels)}
+        video.codec_context.thread_count = 1
         seen, begun, due = 0, None, 0.0
         for frame in container.decode(video):
             if frame.width * frame.height > options.max_pixels:

@@ -1,7 +1,8 @@
 """WebDataset: tars, plain or compressed, in which the files of one sample follow each other and share their name up to
 the first dot: `0001.jpg`, `0001.txt` (caption), `0001.cls` (class), `0001.json` (anything).
 
-Tars are streamed from wherever they lie; of one that is cut short, what came before is kept.
+Tars are streamed from wherever they lie; of one that is cut short, what came before is kept. Names and other headers of
+a member are read whole by `tarfile`, however long they say they are, so what is read of them is bounded.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import IO, Any, cast
 
 from pydantic import Field
 
-from stages import readers, sources
+from stages import readers, sources, streams
 from stages.modalities.image import pictures
-from stages.readers import File, Partition, Record, Reject, image_folder
+from stages.readers import Partition, Record, Reject, image_folder
 
 MODALITIES = frozenset({"image", "image_text"})
 SUFFIXES = (".tar", ".tgz")
@@ -23,6 +24,10 @@ TEXT_BYTES = 2**20
 """The most that is read of a caption, a class or a JSON."""
 
 
+HEADER_BYTES = 2**17
+"""The most that is read of a member's headers: a name has 4,096 bytes at most on any system."""
+FAULTS = (tarfile.TarError, streams.DamageError, ValueError, IndexError, RecursionError, OverflowError)
+"""What `tarfile` raises for damage; the last ones where headers lie."""
 SAMPLE = 2
 """A sample may be so many times larger than the largest file of it."""
 
@@ -37,13 +42,15 @@ class Options(readers.Pictures):
 
 
 class _Stream:
-    """A file of chunks that counts what was read of it."""
+    """A file of chunks that counts what was read of it, and gives no more than up to byte `end`."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._held = chunks, b""
-        self.taken = 0
+        self.taken, self.end = 0, HEADER_BYTES
 
     def read(self, size: int) -> bytes:
+        if self.taken > self.end:
+            raise tarfile.ReadError(f"the headers of a member have more than {HEADER_BYTES} bytes")
         while len(self._held) < size and (chunk := next(self._chunks, b"")):
             self._held += chunk
         found, self._held = self._held[:size], self._held[size:]
@@ -62,33 +69,38 @@ def read(partition: Partition, options: Options) -> Iterator[Record | Reject]:
         if file.size == 0:
             yield Reject(file.path, "empty file")
             continue
-        last, size = "", 0
+        last, size, samples = "", 0, 0
+        content_of = streams.Content(file.path)
         sample: dict[str, bytes | Reject] = {}
         try:
-            for key, extension, content in _members(file, options):
+            for key, extension, content in _members(content_of, options):
                 if sample and (key != last or extension in sample):
                     yield _record(f"{file.path}:{last}", sample, options)
-                    sample, size = {}, 0
+                    sample, size, samples = {}, 0, samples + 1
                 last = key
-                size += len(content) if isinstance(content, bytes) else 0
+                size += tarfile.BLOCKSIZE + (len(content) if isinstance(content, bytes) else 0)
                 if size > SAMPLE * max(options.max_document_bytes, TEXT_BYTES):
                     sample = {}  # whatever follows of it, memory is bounded
                     content = Reject(f"{file.path}:{key}", "sample is too large: a name's key ends at its first dot")
                 sample[extension] = content
-        except (tarfile.TarError, sources.DamageError) as error:
+        except FAULTS as error:
             # the last sample may lack files
-            yield Reject(f"{file.path}:{last}" if last else file.path, f"not a tar, or a truncated one ({error})")
+            rows = streams.following(samples, content_of.unread)
+            place = f"{file.path}:{last}" if last else file.path
+            yield Reject(place, f"not a tar, or a truncated one ({error})", rows=rows)
             continue
         if sample:
             yield _record(f"{file.path}:{last}", sample, options)
 
 
-def _members(file: File, options: Options) -> Iterator[tuple[str, str, bytes | Reject]]:
+def _members(source: streams.Content, options: Options) -> Iterator[tuple[str, str, bytes | Reject]]:
     """(key, extension, content) of every file of a tar, in order; TarError or DamageError where it is cut short."""
-    path = file.path
-    stream = _Stream(sources.chunks(path))
+    path = source.path
+    stream = _Stream(iter(source))
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as tar:
-        for member in tar:
+        while (member := tar.next()) is not None:
+            cast(Any, tar).members.clear()  # else it keeps every one
+            stream.end = tar.offset + HEADER_BYTES
             folder, _, name = member.name.rpartition("/")
             key, _, extension = name.partition(".")
             if not member.isfile() or not key or not extension:
@@ -122,7 +134,9 @@ def _record(place: str, sample: dict[str, bytes | Reject], options: Options) -> 
         images = [name for name in files if f".{_last(name)}" in pictures.SUFFIXES]
     if len(images) != 1:
         several = "several pictures in the sample: name the extension of one in ingest.image"
-        return Reject(place, several if images else "no picture in the sample", ", ".join(sorted(files)))
+        return Reject(
+            place, several if images else "no picture in the sample", readers.excerpt(", ".join(sorted(files)))
+        )
     (image,) = images
     payload: dict[str, str | bytes] = {"image": files[image]}
     try:

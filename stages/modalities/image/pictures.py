@@ -33,6 +33,8 @@ HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 """How HEIC begins, after 4 bytes."""
 DRAFT = 2
 """A JPEG is decoded at no less than so many times the wanted size: the rest of the way is antialiased."""
+STRIP = 2**20
+"""Pixels of 16 bits that are made 8 bits at once."""
 PROBE_SIDE = 8
 """Side of the picture decoded only to learn whether it can be."""
 _ORIENTATION = 0x0112
@@ -138,8 +140,12 @@ def _orientation(picture: Image.Image) -> int:
 def _coloured(picture: Image.Image, mode: str, factor: int) -> Image.Image:
     """`picture`, made `factor` times smaller by averaging, in `mode`."""
     if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow calls some of them I
-        values = np.asarray(picture).astype(np.int64) >> 8
-        picture = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        values = np.empty((picture.height, picture.width), np.uint8)
+        step = max(1, STRIP // picture.width)
+        for top in range(0, picture.height, step):  # by strips: eight bytes a pixel of a whole one would be too many
+            strip = np.asarray(picture.crop((0, top, picture.width, min(top + step, picture.height))))
+            values[top : top + step] = (strip.astype(np.int64) >> 8).clip(0, 255)
+        picture = Image.fromarray(values)
     transparent = picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
     if picture.mode in ("1", "P", "PA", "La", "RGBa") or (transparent and picture.mode in ("L", "RGB")):
         picture = picture.convert("RGBA" if transparent else "RGB")

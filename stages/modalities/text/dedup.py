@@ -15,7 +15,6 @@ shingle hashes, since an estimate cut at the threshold would lose half the pairs
 
 from __future__ import annotations
 
-import errno
 import math
 import tempfile
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from ssl_models import disk
 from stages import tables
 from stages.clusters import (
     Clusters,
@@ -340,7 +340,7 @@ def _near(
     try:
         head, similarities = _verify(compared, compact.reshape(-1, 2), sketches, options)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in disk.FULL:
             raise
         raise UserError(f"{tempfile.gettempdir()} is full: set TMPDIR to a folder with more room") from None
     kept[compared], similarity[compared] = compared[head], similarities

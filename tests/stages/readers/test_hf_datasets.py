@@ -73,7 +73,7 @@ def test_a_folder_of_pictures_by_its_builder(tmp_path: Path, dataset: str | None
         ("cat", 0),
         ("dog", 90),
     ]
-    assert empty == Reject(f"{tmp_path}/dog/3.png", "empty file")
+    assert empty == Reject(f"{dataset or tmp_path}/train/0:3", "empty file")
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

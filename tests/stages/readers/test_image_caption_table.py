@@ -44,11 +44,15 @@ def test_captions_of_one_picture_are_one_group_and_absolute_paths_are_taken(tmp_
     (tmp_path / "tables/t.csv").write_text(
         f"path,text,who\n{picture},a,x\n../elsewhere.jpg,b,x\nfile://{picture},c,y\n"
     )
-    found = read(tmp_path / "tables/t.csv", image="path", text="text")
+    found = read(tmp_path / "tables/t.csv", image="path", text="text", outside=True)
     assert [item.payload["text"] for item in found] == ["a", "b", "c"]
     assert {item.group for item in found} == {str(picture)}
-    assert [item.group for item in read(tmp_path / "tables", image="path", group="who")] == ["x", "x", "y"]
-    assert "text" not in read(tmp_path / "tables", image="path")[0].payload
+    assert [item.group for item in read(tmp_path / "tables", image="path", group="who", outside=True)] == [
+        "x",
+        "x",
+        "y",
+    ]
+    assert "text" not in read(tmp_path / "tables", image="path", outside=True)[0].payload
 
 
 def test_a_wrong_column_is_named_with_the_columns_there_are(tmp_path: Path) -> None:
