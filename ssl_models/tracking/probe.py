@@ -44,10 +44,26 @@ def read_run(path: Path) -> dict[str, str | None]:
 
 def log(name: str, report: Report | None, seconds: float, run_file: Path, tracking: Tracking) -> Run | None:
     """Write the report of model `name` into its run; None, after a warning, where the store cannot be reached."""
+    metrics, content = reports.metrics(report, seconds), reports.details(report, seconds)
+    return _log(name, metrics, content, report, run_file, tracking)
+
+
+def log_files(
+    name: str, metrics: reports.Json, content: reports.Json, run_file: Path, tracking: Tracking
+) -> Run | None:
+    """`log` of what `metrics.json` and `report.json` hold, without the figures: for a probe that ended long ago."""
+    return _log(name, metrics, content, None, run_file, tracking)
+
+
+def _log(
+    name: str, metrics: reports.Json, content: reports.Json, drawn: Report | None, run_file: Path, tracking: Tracking
+) -> Run | None:
     try:
         client, experiment = store.connect(tracking)
         run_id = _run(client, experiment, name, read_run(run_file).get("run_id"), tracking)
-        _write(client, run_id, name, report, seconds)
+        _write(client, run_id, name, metrics, content)
+        if drawn is not None:
+            _draw(client, run_id, drawn)
         return Run(run_id, str(client.get_run(run_id).info.experiment_id), str(tracking.uri))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -88,20 +104,24 @@ def numbers(content: reports.Json, at: str = "probe") -> dict[str, float]:
     return found | {f"{at}.{key.removeprefix(prefix)}": found[key] for key in list(found) if key.startswith(prefix)}
 
 
-def _write(client: Any, run_id: str, name: str, report: Report | None, seconds: float) -> None:
+def _write(client: Any, run_id: str, name: str, metrics: reports.Json, content: reports.Json) -> None:
     import time
 
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    values = numbers(reports.metrics(report, seconds))
+    values = numbers(metrics)
     client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
-    client.log_dict(run_id, reports.details(report, seconds), f"{FOLDER}/report.json")
-    if report is None:
+    client.log_dict(run_id, content, f"{FOLDER}/report.json")
+    if not content.get("encoders"):
         return
+    text = reports.markdown(content)
     note = client.get_run(run_id).data.tags.get(description.NOTE, "")
-    client.set_tag(run_id, description.NOTE, description.with_result(note, reports.markdown(report)))
-    client.log_text(run_id, f"# {name}\n\n{reports.markdown(report)}", f"{FOLDER}/report.md")
+    client.set_tag(run_id, description.NOTE, description.with_result(note, text))
+    client.log_text(run_id, f"# {name}\n\n{text}", f"{FOLDER}/report.md")
+
+
+def _draw(client: Any, run_id: str, report: Report) -> None:
     client.log_figure(run_id, reports.curve_figure(report), f"{FOLDER}/label_efficiency.png")
     for file, figure in (("confusion", reports.confusion_figure(report)), ("features", reports.plane_figure(report))):
         if figure is not None:
