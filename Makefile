@@ -11,6 +11,7 @@ export DO_NOT_TRACK ?= 1
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	dvc repro linear-probe@gpt
 	dvc repro
+	python -m flows.promote --register
 	dvc metrics show --json data/linear-probe/*/metrics.json | python -m flows.results
 
 # Tests share the cores: threads that wait must sleep.
