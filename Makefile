@@ -12,6 +12,7 @@ run: $(VENV)/installed ## the whole pipeline, then the table of results
 	python -m stages.code
 	dvc repro linear-probe@gpt
 	dvc repro
+	python -m flows.promote --register
 	python -m flows.results
 
 results: $(VENV)/installed ## the table of results, with the change since the last commit

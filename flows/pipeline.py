@@ -12,6 +12,7 @@ import contextlib
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -149,6 +150,8 @@ def pipeline(
             states = _run(nodes, work, keep_going, parallel or default_parallel())
             state = _summary(nodes, states)
             _show(nodes, work.outcomes)
+            if state.is_completed() and any(node.kind == "linear-probe" for node in nodes):
+                _register(children)
             if state.is_completed() and push:
                 state = _after(state, push_data(wanted, children, return_state=True))
             if state.is_completed() and commit is not None:
@@ -192,6 +195,15 @@ def _show(nodes: Sequence[Node], outcomes: dict[str, StageResult]) -> None:
         artifacts.publish(nodes, outcomes)
     except Exception as error:
         get_run_logger().warning("the run's artifacts are incomplete: %s: %s", type(error).__name__, error)
+
+
+def _register(children: Children) -> None:
+    """What was probed while the tracking server was away, or came from DVC's cache, becomes a version; a registry that
+    is away still does not make a result worse."""
+    with contextlib.suppress(Ended):
+        status, tail = children.run([sys.executable, "-m", "flows.promote", "--register"], get_run_logger().info)
+        if status:
+            get_run_logger().warning("not everything that was probed is registered: %s", "\n".join(tail))
 
 
 def _check_timeouts(names: Iterable[str], nodes: Sequence[Node]) -> None:

@@ -30,7 +30,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 OTHER_FOLDERS = "ssl_models.huggingface"
 EXCEPTIONS = {
-    "what was asked for reaches a stage as parameters, which DVC knows": ["stages.params"],
+    "what was asked for reaches a stage as parameters, which DVC knows": ["stages.check", "stages.params"],
     "where and how fast it runs, and how that is shown": [
         "stages.code", "stages.digest", "stages.dispatch", "stages.engine", "stages.kept",
         "ssl_models.cpu.allocator", "ssl_models.models.compiler", "ssl_models.training.checkpoint",

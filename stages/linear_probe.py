@@ -7,10 +7,11 @@ Where a corpus has no labels there is nothing to ask: the stage says so, and suc
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,22 +27,33 @@ from ssl_models.data.shards import Shards, Split
 from ssl_models.files import whole_file, write_json
 from ssl_models.objectives import Objective
 from ssl_models.probing import report
+from ssl_models.probing.calibration import calibrate
 from ssl_models.probing.features import Source, classify, extract, extract_raw
-from ssl_models.probing.probe import Report, Score, Task, probe
+from ssl_models.probing.logistic import Matrix
+from ssl_models.probing.probe import Losses, Report, Task, probe
 from ssl_models.probing.settings import Probe
 from ssl_models.tracking import probe as probe_tracking
-from ssl_models.tracking.execution import METRICS, REPORT, result
-from ssl_models.tracking.probe import Run
-from ssl_models.training.job import Tracking
+from ssl_models.tracking.execution import METRICS, REPORT
 from stages import kept, params, provenance, tables
 from stages.params import UserError
+from stages.registry import probed
 from stages.registry import versions as registry
 
 PREDICTIONS = pa.schema(
-    [("row", pa.int64()), ("actual", pa.string()), ("predicted", pa.string()), ("correct", pa.bool_())]
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("group", pa.int64()),
+        ("actual", pa.string()),
+        ("predicted", pa.string()),
+        ("correct", pa.bool_()),
+    ]
 )
-"""Test rows of the pre-trained encoder; `row` is the row's number in the probe split. `predicted` is null, and
-`correct` false, where the encoder has no finite feature. The file's metadata hold `probe_rows`, a hash of the split."""
+"""Test rows of the pre-trained encoder: `row` is the row's number in the probe split and `group` its group's, of these
+shards; `id` begins the document's, of any. `predicted` is null, and `correct` false, where the encoder has no finite
+feature. The file's metadata hold `probe_rows`, a hash of the split, groups and ids included."""
+LOSSES = "loss.csv"
+"""Training's curve: `step`, `loss`, `validation_loss`."""
 
 CHUNK = 4096
 """Rows whose tokens are held at once to find their lengths."""
@@ -64,11 +76,20 @@ def select(shards: Shards, config: Probe) -> tuple[Split, Task] | str:
     return split, task
 
 
-def encoders(folder: Path, encoding: Encoding, seed: int) -> tuple[Objective, Objective]:
-    """The trained objective of a model folder, and the same one at a random initialisation."""
-    trained = artifact.load(folder)
+def untrained(folder: Path, encoding: Encoding, seed: int) -> Objective:
+    """The objective of a model folder at a random initialisation."""
     torch.manual_seed(seed)
-    return trained, artifact.build(artifact.read_model(folder), encoding)
+    return artifact.build(artifact.read_model(folder), encoding)
+
+
+def validation_losses(path: Path) -> list[tuple[int, float]]:
+    """(step, validation loss) of a training's curve, where it was evaluated; none without the file."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    return [(int(row["step"]), float(row["validation_loss"])) for row in rows if row["validation_loss"]]
 
 
 def source(split: Split, task: Task, encoding: Encoding) -> Source:
@@ -81,25 +102,48 @@ def source(split: Split, task: Task, encoding: Encoding) -> Source:
     return Source(split.rows, task.rows, torch.cat(lengths).numpy())
 
 
-def run_probe(name: str, trained: Objective, fresh: Objective, rows: Source, task: Task, config: Probe) -> Report:
-    """Features of the trained and of the random encoder and the raw input, then the protocol."""
+def run_probe(
+    name: str,
+    trained: Objective,
+    fresh: Callable[[int], Objective],
+    rows: Source,
+    task: Task,
+    config: Probe,
+    losses: Losses = (),
+) -> Report:
+    """Features of the trained encoder, of random ones (`fresh`, of a seed) and of the raw input, then the protocol."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     allocator.keep_freed()
     with tempfile.TemporaryDirectory(prefix="pretext-probe-") as temporary:
-        folders = [Path(temporary) / part for part in ("pretrained", "random_init", "raw_input")]
+        folders = [Path(temporary) / part for part in ("pretrained", "raw_input")]
         for folder in folders:
             folder.mkdir()
         print(f"linear-probe {name}: reading features of {len(task.rows)} rows", flush=True)
         pretrained = extract(trained.to(device), rows, folders[0])
-        raw = extract_raw(trained, rows, folders[2])
-        random_init = extract(fresh.to(device), rows, folders[1])
+        raw = extract_raw(trained, rows, folders[1])
         zero_shot = classify(trained, rows.part(task.test), task.names)
+        random_init = _random_features(fresh, rows, task, config, device)
         print(f"linear-probe {name}: fitting classifiers on {len(task.trained)} rows", flush=True)
-        return probe(pretrained, random_init, raw, task, config, device, zero_shot)
+        return probe(pretrained, random_init, raw, task, config, device, zero_shot, losses)
+
+
+def _random_features(
+    fresh: Callable[[int], Objective], rows: Source, task: Task, config: Probe, device: torch.device
+) -> Iterator[dict[str, Matrix]]:
+    """Features of each of the random encoders, with batch norms as they begin and calibrated; on disk there are one's
+    at a time."""
+    for seed in range(config.seeds):
+        objective = fresh(config.seed + seed).to(device)
+        with tempfile.TemporaryDirectory(prefix="pretext-probe-") as begun, tempfile.TemporaryDirectory() as calibrated:
+            found = extract(objective, rows, Path(begun))
+            if calibrate(objective, rows.part(~task.test)):
+                again = extract(objective, rows, Path(calibrated))
+                found |= {f"{name}, calibrated": values for name, values in again.items()}
+            yield found
 
 
 def predictions(found: Report | None, shards: Shards) -> pa.Table:
-    """PREDICTIONS of a report; no rows without one."""
+    """PREDICTIONS of a report on these shards; no rows without one."""
     content = shards.manifest.splits["probe"].model_dump_json()
     metadata = {"probe_rows": hashlib.blake2b(content.encode(), digest_size=16).hexdigest()}
     if found is None:
@@ -108,7 +152,9 @@ def predictions(found: Report | None, shards: Shards) -> pa.Table:
     actual = [task.names[label] for label in task.tested]
     predicted = [task.names[label] for label in score.predicted] if score else [None] * len(actual)
     correct = score.predicted == task.tested if score else np.zeros(len(actual), bool)
-    columns = [task.rows[task.test], actual, predicted, correct]
+    rows = task.rows[task.test]
+    ids = np.concatenate([file["id"] for file in shards.split("probe").files])[rows].view(np.uint64)
+    columns = [rows, [f"{number:016x}" for number in ids], task.tested_groups, actual, predicted, correct]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, PREDICTIONS, strict=True)]
     return pa.Table.from_arrays(arrays, schema=PREDICTIONS.with_metadata(metadata))
 
@@ -128,7 +174,7 @@ def ask(name: str) -> tuple[Shards, Report | None]:
         shards = Shards.open(tables.address("shard", model.corpus) / "shards")
         selected = select(shards, config)
         encoding = Encoding.load(folder / artifact.ENCODING)
-        trained, fresh = encoders(folder, encoding, config.seed)
+        trained = artifact.load(folder)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run dvc repro pretrain@{name}") from None
     except ValueError as error:
@@ -137,7 +183,9 @@ def ask(name: str) -> tuple[Shards, Report | None]:
         print(f"linear-probe {name}: {selected}, so there is nothing to probe", flush=True)
         return shards, None
     split, task = selected
-    return shards, run_probe(name, trained, fresh, source(split, task, encoding), task, config)
+    losses = validation_losses(tables.address("pretrain", name) / LOSSES)
+    fresh = functools.partial(untrained, folder, encoding)
+    return shards, run_probe(name, trained, fresh, source(split, task, encoding), task, config, losses)
 
 
 @provenance.measured("linear-probe")
@@ -148,33 +196,20 @@ def run(name: str) -> dict[str, str | None]:
     start = time.monotonic()
     shards, found = ask(name)
     seconds = time.monotonic() - start
-    folder = tables.address("linear-probe", name)
-    write_json(folder / REPORT, report.details(found))
-    tables.write_parquet(folder / "predictions.parquet", predictions(found, shards))
+    model, folder = probed.folders(name)
+    content = {**report.details(found), "weights": registry.weights(model)}
+    write_json(folder / REPORT, content)
+    tables.write_parquet(folder / registry.PREDICTIONS, predictions(found, shards))
     _write_csv(folder / "label_efficiency.csv", report.CURVE_COLUMNS, report.curve_rows(found))
     _write_csv(folder / "confusion.csv", report.CONFUSION_COLUMNS, report.confusion_rows(found))
     write_json(folder / METRICS, report.headline(found))
     store = provenance.tracking(params.model(name).corpus, f"linear-probe@{name}", ())
-    training = provenance.execution("pretrain", name)
-    weights = result(tables.address("pretrain", name)) or ""
-    model = probe_tracking.Trained(name, weights, training.run_id if training else None)
-    mlflow_run = probe_tracking.log(model, found, seconds, store)
+    mlflow_run = probe_tracking.log(probed.trained(name), found, seconds, store)
     if found is not None:
-        print(report.table(found), flush=True)
-    if mlflow_run is not None and found is not None and (score := found.scores["pretrained"]) is not None:
-        _register(name, report.markdown(found), score, mlflow_run, store)
+        print(report.table(content), flush=True)
+    if mlflow_run is not None:
+        probed.register(name, mlflow_run, store)
     return {} if mlflow_run is None else {**asdict(mlflow_run), "tracking_uri": public(mlflow_run.tracking_uri)}
-
-
-def _register(name: str, text: str, score: Score, run: Run, store: Tracking) -> None:
-    """A version in the registry, and the decision on the champion."""
-    corpus = params.model(name).corpus
-    every = int(params.corpus(corpus).tokenize.get("every", 1))
-    facts = registry.Facts(score.feature, score.accuracy, f"**{name}**\n\n{text}", every)
-    folder, probed = tables.address("pretrain", name) / "model", tables.address("linear-probe", name)
-    version = registry.register(name, corpus, folder, probed / registry.PREDICTIONS, facts, run, store)
-    if version is not None:
-        print(f"{corpus} version {version.version}: {version.tags.get(registry.DECISION, '')}", flush=True)
 
 
 if __name__ == "__main__":

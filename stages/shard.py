@@ -72,9 +72,11 @@ class Spool:
 
 @dataclass(frozen=True)
 class Documents:
-    """Every document of the corpus: its columns on disk, its group's number and its class, -1 for none."""
+    """Every document of the corpus: its columns on disk, the first 64 bits of its id, its group's number and its class,
+    -1 for none."""
 
     spools: dict[str, Spool]
+    id: Ints
     group: Ints
     label: Ints
     labels: tuple[str, ...]
@@ -116,7 +118,12 @@ def run(name: str) -> None:
             mine = np.isin(split_of, codes) & documents.some
             if split == "probe":
                 test = split_of == splits.PROBE_TEST
-                written[split] = writer.fixed(split, mine & documents.labelled, documents, test)
+                mine &= documents.labelled
+                if options.group_rows is not None:
+                    few = np.flatnonzero(mine)
+                    mine[few[splits.beyond(documents.group[few], documents.id[few], options.group_rows)]] = False
+                written[split] = writer.fixed(split, mine, documents, test)
+                tested = int((mine & test).sum())
             elif modality.PACKED:
                 written[split] = writer.pack(split, mine, documents)
             else:
@@ -129,6 +136,7 @@ def run(name: str) -> None:
                 "label": Column(dtype="int32"),
                 "test": Column(dtype="uint8"),
                 "group": Column(dtype="int64"),
+                "id": Column(dtype="int64"),
             },
             splits=written,
             labels=documents.labels,
@@ -142,7 +150,7 @@ def run(name: str) -> None:
         rows_out=kept,
         rejects=len(documents.group) - kept,
         bytes_in=sum(path.stat().st_size for path in partitions),
-        **_metrics(documents, split_of, manifest, writer),
+        **_metrics(documents, split_of, manifest, writer, tested),
     )
 
 
@@ -152,6 +160,7 @@ def _spooled(
     """Copy the columns of every document to flat files; remember its lengths, group and label."""
     columns = modality.columns(encoding)
     lengths: dict[str, list[Ints]] = {column: [] for column in columns}
+    ids: list[Ints] = [np.zeros(0, np.int64)]
     keys: list[npt.NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
     codes: list[Ints] = [np.zeros(0, np.int64)]
     seen: dict[str, int] = {}
@@ -165,6 +174,7 @@ def _spooled(
                     for column, ragged in modality.values(batch, encoding).items():
                         files[column].write(np.ascontiguousarray(ragged.values, columns[column].dtype).data)
                         lengths[column].append(ragged.lengths)
+                    ids.append(_ids(batch.column("id").to_pylist()))
                     keys.append(splits.keys(pc.coalesce(batch.column("group"), batch.column("id")).to_pylist(), seed))
                     names = batch.column("label").to_pylist()
                     codes.append(np.array([_code(seen, label) for label in names], np.int64))
@@ -179,7 +189,12 @@ def _spooled(
     place = {label: number for number, label in enumerate(labels)}
     rank = np.array([place[label] for label in seen] + [UNLABELLED], np.int64)
     group = np.unique(np.concatenate(keys), return_inverse=True)[1]
-    return Documents(spools, group.astype(np.int64), rank[np.concatenate(codes)], labels)
+    return Documents(spools, np.concatenate(ids), group.astype(np.int64), rank[np.concatenate(codes)], labels)
+
+
+def _ids(names: list[str]) -> Ints:
+    """The first 16 of the 32 hex digits of each id, as int64."""
+    return np.array([int(name[:16], 16) for name in names], np.uint64).view(np.int64)
 
 
 def _code(seen: dict[str, int], label: str | None) -> int:
@@ -256,7 +271,7 @@ class _Writer:
 
     def fixed(self, split: str, chosen: Mask, documents: Documents, test: Mask | None = None) -> SplitManifest:
         """One document a row, in a random order; in the probe, where `test` tells its parts apart, with its class and
-        the number of its group."""
+        the numbers of its group and of itself."""
         mine = self._random(split).permutation(np.flatnonzero(chosen))
         self.documents[split] = len(mine)
 
@@ -275,6 +290,7 @@ class _Writer:
                 rows["label"] = documents.label[numbers].astype(np.int32)
                 rows["test"] = test[numbers].astype(np.uint8)
                 rows["group"] = documents.group[numbers]
+                rows["id"] = documents.id[numbers]
             return rows
 
         return self._write(split, len(mine), gather, self._mean_row_bytes(mine, documents))
@@ -322,13 +338,14 @@ def _column(values: Array | list[bytes]) -> pa.Array:
 
 
 def _metrics(
-    documents: Documents, split_of: npt.NDArray[np.uint8], manifest: Manifest, writer: _Writer
+    documents: Documents, split_of: npt.NDArray[np.uint8], manifest: Manifest, writer: _Writer, tested: int
 ) -> dict[str, Any]:
     """What was split how, and why documents were left out; warns of what the splits lack."""
     empty = int((~documents.some).sum())
     unlabelled = int((np.isin(split_of, SPLITS["probe"]) & documents.some & ~documents.labelled).sum())
     left_out = len(documents.group) - sum(writer.documents.values())
     usable = documents.some & documents.labelled
+    beyond = int((np.isin(split_of, SPLITS["probe"]) & usable).sum()) - writer.documents["probe"]
     in_part = [set(documents.label[(split_of == code) & usable].tolist()) for code in SPLITS["probe"]]
     both = in_part[0] & in_part[1]
     _warn(manifest, [label for number, label in enumerate(documents.labels) if number not in both])
@@ -344,13 +361,14 @@ def _metrics(
         "left_out": {
             "empty": empty,
             "unlabelled_in_probe_groups": unlabelled,
-            "in_dropped_tokens": left_out - empty - unlabelled,
+            "beyond_group_rows": beyond,
+            "in_dropped_tokens": left_out - empty - unlabelled - beyond,
         },
         "tokens": writer.tokens,
         "tokens_dropped": writer.tokens_dropped,
         "classes": len(documents.labels),
         "classes_in_both_parts": len(both),
-        "probe_test_rows": int(((split_of == splits.PROBE_TEST) & usable).sum()),
+        "probe_test_rows": tested,
     }
 
 

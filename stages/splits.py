@@ -34,6 +34,11 @@ class Fractions(Strict):
     probe: float = Field(default=0.25, ge=0, le=0.5, description="of the labelled rows")
     test: float = Field(default=0.5, gt=0, lt=1, description="of the probe rows: its test part")
     probe_rows: int = Field(default=20_000, ge=2, description="labelled rows in the probe, about, at most")
+    group_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="labelled rows of a group in the probe, at most: more of one say little",
+    )
     seed: int = Field(default=0, ge=0)
 
 
@@ -74,6 +79,17 @@ def assign(groups: Groups, fractions: Fractions, least: int = 1) -> npt.NDArray[
     _hold_probe(split, groups, fractions)
     _hold_validation(split, groups, fractions, least)
     return split
+
+
+def beyond(groups: Ints, ids: Ints, most: int) -> npt.NDArray[np.bool_]:
+    """Which rows are more than `most` of their group, `[rows]`: those of the smallest `ids`, which are hashes, stay."""
+    order = np.lexsort((ids, groups))
+    sorted_groups = groups[order]
+    starts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    found = np.zeros(len(order), bool)
+    found[order] = place >= most
+    return found
 
 
 def _hold_validation(split: npt.NDArray[np.uint8], groups: Groups, fractions: Fractions, least: int) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from ssl_models.config import Strict
 
 FILE = "manifest.json"
-PROBE_COLUMNS = frozenset({"label", "test", "group"})
+PROBE_COLUMNS = frozenset({"label", "test", "group", "id"})
 """What rows of the probe split have beside the columns of the other splits."""
 
 

@@ -7,12 +7,16 @@ classifier is refitted on the whole training part, and the test part is read onc
 
 On the label-efficiency curve there are too few labels to tune anything, so nothing is: the feature is the one chosen
 above and C is FEW_SHOT_STRENGTH for every encoder, draw and number of labels. All encoders see the same draws.
+
+The random encoder is several, of as many seeds: its numbers are means over them. What the first one's slice has chosen,
+the others keep, and the draws of few labels are dealt to them in turn. Intervals are over groups, and over seeds and
+draws where there are some (`intervals`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +24,7 @@ import torch
 from scipy.sparse import csr_array, diags_array, issparse
 
 from ssl_models.probing.geometry import knn_predict, principal_plane
-from ssl_models.probing.intervals import Gain, paired_bootstrap, wilson
+from ssl_models.probing.intervals import FEWEST_GROUPS, Gain, paired, proportion
 from ssl_models.probing.logistic import Classifier, Labels, Matrix, fit
 from ssl_models.probing.settings import Probe
 
@@ -31,15 +35,17 @@ CONSTANT = 1e-6
 """A feature whose deviation is below this share of its root mean square holds nothing but rounding."""
 DOCUMENT_LENGTH = 8.0
 """Norm of a row of the bag of tokens: about that of a few dozen standardised features, so that one range of C fits."""
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t at 0.975 for 1 to 9 degrees of freedom; the normal quantile beyond is within 14 %."""
 CHANCE_SLACK = 0.05
 """How far above the majority class the interval of shuffled labels must lie to be warned of."""
 PLANE_ROWS = 1000
 """Test rows on the map of the features: more would hide each other."""
+RISE = 1.05
+"""A validation loss that ends higher than this many times its least has risen."""
 _SLICE_STREAM, _SHOT_STREAM, _SHUFFLE_STREAM, _ROW_STREAM = range(4)
 
 Mask = npt.NDArray[np.bool_]
+Losses = Sequence[tuple[int, float]]
+"""(step, validation loss) as training went."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,11 @@ class Task:
         return self.labels[self.test]
 
     @property
+    def tested_groups(self) -> Labels:
+        """Groups of the test part's rows."""
+        return self.groups[self.test]
+
+    @property
     def classes(self) -> int:
         """Number of classes among the labelled rows."""
         return len(np.unique(self.labels))
@@ -93,23 +104,22 @@ class Point:
     accuracy: float
     low: float
     high: float
-    draws: tuple[float, ...] = ()
-    """The accuracy of each draw; all encoders see the same draws. Empty where every label is used."""
+    correct: Mask | None = field(default=None, compare=False, repr=False)
+    """`[draws, test rows]`; all encoders see the same draws. None where every label is used."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of the test rows and Wilson's 95 % interval of it."""
+    """A share of the test rows and its 95 % interval."""
 
     accuracy: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, correct: Mask) -> Share:
-        """The share of `correct` `[rows]` that is true."""
-        right, rows = int(correct.sum()), len(correct)
-        return cls(right / rows, *wilson(right, rows))
+    def of(cls, correct: Mask, groups: Labels) -> Share:
+        """The share of `correct`, `[rows]` or `[draws, rows]`, that is true; `groups` `[rows]`."""
+        return cls(float(correct.mean()), *proportion(correct, groups))
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,9 @@ class Score:
     slice_accuracy: float | None
     converged: bool
     predicted: Labels
-    """`[test rows]`"""
+    """`[test rows]`, of the first seed"""
+    correct: Mask
+    """`[seeds, test rows]`; one seed but for the random encoder"""
     accuracy: float
     low: float
     high: float
@@ -199,17 +211,10 @@ def shots(labels: Labels, count: int, draw: int, seed: int) -> Labels:
     )
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of two or more draws, within [0, 1]."""
-    mean, half = float(np.mean(values)), half_width(values)
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
-def half_width(values: list[float]) -> float:
-    """Half of Student's 95 % interval of the mean of two or more draws."""
-    freedom = len(values) - 1
-    quantile = T_975[freedom - 1] if freedom <= len(T_975) else 1.96
-    return quantile * float(np.std(values, ddof=1)) / float(np.sqrt(len(values)))
+def asked(config: Probe, labels: Labels) -> tuple[int, ...]:
+    """Of `config.shots`, those that most classes of `labels` `[rows]` have more of: else there is nothing to draw."""
+    rows = np.unique(labels, return_counts=True)[1]
+    return tuple(count for count in config.shots if 2 * np.sum(rows > count) >= len(rows))
 
 
 def choose(
@@ -252,68 +257,80 @@ def choose(
     return name, matrix, strengths[top], results[top]
 
 
-def _curve(matrix: Matrix, task: Task, config: Probe, device: torch.device) -> list[Point]:
-    train, test, labels = matrix[~task.test], matrix[task.test], task.trained
-    points = []
-    for count in config.shots:
-        reached = []
-        for draw in range(config.draws):
-            rows = shots(labels, count, draw, config.seed)
-            classifier = fit(train[rows], labels[rows], FEW_SHOT_STRENGTH, device=device)
-            reached.append(float(np.mean(classifier.predict(test) == task.tested)))
-        points.append(Point(count, float(np.mean(reached)), *interval(reached), tuple(reached)))
-    return points
-
-
 def score(
-    features: Mapping[str, Matrix], task: Task, config: Probe, device: torch.device
+    features: Iterable[Mapping[str, Matrix]], task: Task, config: Probe, device: torch.device, seeds: int = 1
 ) -> tuple[Score, Matrix] | None:
-    """Choose, refit on the whole training part, read the test part; also the standardised matrix of all rows."""
-    chosen = choose(features, task, config, device)
-    if chosen is None:
-        return None
+    """Choose, refit on the whole training part, read the test part; also the first seed's standardised matrix of all
+    rows. `features`: those of each seed, asked for one after the other. None where a seed has no finite feature."""
+    train, labels, groups = ~task.test, task.trained, task.tested_groups
+    counts = asked(config, labels)
+    chosen: tuple[str, Matrix, float, float | None] | None = None
+    predicted: list[Labels] = []
+    few: dict[int, Mask] = {count: np.zeros((config.draws, len(task.tested)), bool) for count in counts}
+    converged = True
+    for seed, named in enumerate(features):
+        if chosen is None:
+            chosen = choose(named, task, config, device)
+        matrix = None if chosen is None else chosen[1] if seed == 0 else standardise(named[chosen[0]], train)
+        if chosen is None or matrix is None:
+            return None
+        classifier = fit(matrix[train], labels, chosen[2], device=device)
+        predicted.append(classifier.predict(matrix[task.test]))
+        converged &= classifier.converged
+        for count in counts:
+            for draw in range(seed, config.draws, seeds):
+                rows = shots(labels, count, draw, config.seed)
+                few_shot = fit(matrix[train][rows], labels[rows], FEW_SHOT_STRENGTH, device=device)
+                few[count][draw] = few_shot.predict(matrix[task.test]) == task.tested
+    assert chosen is not None
     name, matrix, strength, slice_accuracy = chosen
-    classifier = fit(matrix[~task.test], task.trained, strength, device=device)
-    predicted = classifier.predict(matrix[task.test])
-    correct, rows = int(np.sum(predicted == task.tested)), len(predicted)
-    low, high = wilson(correct, rows)
-    everything = Point(round(len(task.trained) / len(np.unique(task.trained))), correct / rows, low, high)
-    curve = (*_curve(matrix, task, config, device), everything)
+    correct = np.stack(predicted) == task.tested
+    share = Share.of(correct, groups)
+    shares = [(count, Share.of(drawn, groups), drawn) for count, drawn in few.items()]
+    points = [Point(count, of.accuracy, of.low, of.high, drawn) for count, of, drawn in shares]
+    everything = Point(round(len(labels) / len(np.unique(labels))), share.accuracy, share.low, share.high)
     found = Score(
         feature=name,
         strength=strength,
         width=matrix.shape[1],
         slice_accuracy=slice_accuracy,
-        converged=classifier.converged,
-        predicted=predicted,
-        accuracy=correct / rows,
-        low=low,
-        high=high,
-        curve=curve,
+        converged=converged,
+        predicted=predicted[0],
+        correct=correct,
+        accuracy=share.accuracy,
+        low=share.low,
+        high=share.high,
+        curve=(*points, everything),
     )
     return found, matrix
 
 
 def probe(
     pretrained: Mapping[str, Matrix],
-    random_init: Mapping[str, Matrix],
+    random_init: Iterable[Mapping[str, Matrix]],
     raw_input: Matrix,
     task: Task,
     config: Probe,
     device: torch.device | None = None,
     zero_shot: Labels | None = None,
+    losses: Losses = (),
 ) -> Report:
-    """The whole table from features of the task's rows (all of them, in order), by name; `zero_shot`: the classes of
-    the test rows that the model told from their names. ValueError where the training or the test part is empty."""
+    """The whole table from features of the task's rows (all of them, in order), by name; of the random encoder, those
+    of each of `config.seeds` seeds. `zero_shot`: the classes of the test rows that the model told from their names;
+    `losses`: of validation, as training went. ValueError where the training or the test part is empty."""
     if not len(task.trained) or not len(task.tested):
         raise ValueError("the probe needs labelled rows in its training part and in its test part")
     where = device or torch.device("cpu")
-    encoders = {"pretrained": pretrained, "random_init": random_init, "raw_input": {"raw": raw_input}}
-    scored = {name: score(features, task, config, where) for name, features in encoders.items()}
+    scored = {
+        "pretrained": score([pretrained], task, config, where),
+        "random_init": score(random_init, task, config, where, config.seeds),
+        "raw_input": score([{"raw": raw_input}], task, config, where),
+    }
     scores = {name: result[0] if result else None for name, result in scored.items()}
     values, counts = np.unique(task.trained, return_counts=True)
     majority = float(np.mean(task.tested == values[counts.argmax()]))
-    shuffled, neighbours, plane = None, None, None
+    shuffled: Mask | None = None
+    neighbours, plane = None, None
     if (result := scored["pretrained"]) is not None:
         shuffled = _shuffled(result[1], task, result[0].strength, config, where)
         neighbours = _neighbours(result[1], task, config.neighbours, where)
@@ -323,11 +340,11 @@ def probe(
         task=task,
         scores=scores,
         majority=majority,
-        shuffled_labels=shuffled,
+        shuffled_labels=None if shuffled is None else float(shuffled.mean()),
         knn=neighbours,
         gains=gains,
-        warnings=_warnings(task, scores, majority, shuffled),
-        zero_shot=None if zero_shot is None else Share.of(zero_shot == task.tested),
+        warnings=_warnings(task, config, scores, majority, shuffled, losses),
+        zero_shot=None if zero_shot is None else Share.of(zero_shot == task.tested, task.tested_groups),
         plane=plane,
     )
 
@@ -343,13 +360,13 @@ def shuffle(labels: Labels, draw: int, seed: int) -> Labels:
     return shuffled
 
 
-def _shuffled(matrix: Matrix, task: Task, strength: float, config: Probe, device: torch.device) -> float:
-    """Mean accuracy over `draws` shuffles of the training labels."""
+def _shuffled(matrix: Matrix, task: Task, strength: float, config: Probe, device: torch.device) -> Mask:
+    """Which test rows are told after each of `draws` shuffles of the training labels, `[draws, test rows]`."""
     train, test = matrix[~task.test], matrix[task.test]
     classifiers = (
         fit(train, shuffle(task.trained, draw, config.seed), strength, device=device) for draw in range(config.draws)
     )
-    return float(np.mean([np.mean(classifier.predict(test) == task.tested) for classifier in classifiers]))
+    return np.stack([classifier.predict(test) == task.tested for classifier in classifiers])
 
 
 def _neighbours(matrix: Matrix, task: Task, neighbours: int, device: torch.device) -> float:
@@ -360,25 +377,32 @@ def _neighbours(matrix: Matrix, task: Task, neighbours: int, device: torch.devic
 
 def few_shot_gains(report: Report, other: str) -> list[Point]:
     """How far the pre-trained encoder leads `other` at each number of labels but all: mean and 95 % interval of the
-    difference, paired over the draws."""
+    difference, over the draws and the groups."""
     pretrained, rival = report.scores["pretrained"], report.scores[other]
     if pretrained is None or rival is None:
         return []
     gains = []
-    for mine, others in zip(pretrained.curve[:-1], rival.curve[:-1], strict=True):
-        differences = [ours - theirs for ours, theirs in zip(mine.draws, others.draws, strict=True)]
-        mean, half = float(np.mean(differences)), half_width(differences)
-        gains.append(Point(mine.labels, mean, mean - half, mean + half))
+    for mine, theirs in zip(pretrained.curve, rival.curve, strict=True):
+        if mine.correct is not None and theirs.correct is not None:
+            gain = paired(mine.correct, theirs.correct, report.task.tested_groups)
+            gains.append(Point(mine.labels, gain.mean, gain.low, gain.high))
     return gains
 
 
 def _gain(pretrained: Score | None, other: Score | None, task: Task) -> Gain | None:
     if pretrained is None or other is None:
         return None
-    return paired_bootstrap(pretrained.predicted == task.tested, other.predicted == task.tested)
+    return paired(pretrained.correct, other.correct, task.tested_groups)
 
 
-def _warnings(task: Task, scores: dict[str, Score | None], majority: float, shuffled: float | None) -> tuple[str, ...]:
+def _warnings(
+    task: Task,
+    config: Probe,
+    scores: dict[str, Score | None],
+    majority: float,
+    shuffled: Mask | None,
+    losses: Losses,
+) -> tuple[str, ...]:
     found = [
         f"{name}: every feature holds NaN or infinity, so it has no accuracy; did the training diverge?"
         for name, result in scores.items()
@@ -391,9 +415,38 @@ def _warnings(task: Task, scores: dict[str, Score | None], majority: float, shuf
         found.append(
             f"{len(task.unseen)} classes of the test part are not in the training part ({names}): counted wrong"
         )
-    if (
-        shuffled is not None
-        and wilson(round(shuffled * len(task.tested)), len(task.tested))[0] > majority + CHANCE_SLACK
-    ):
-        found.append(f"shuffled labels reach {shuffled:.3f}, above chance: something besides the features decides")
+    if (groups := len(np.unique(task.tested_groups))) < FEWEST_GROUPS:
+        found.append(
+            f"the test part is {len(task.tested)} rows of {groups} groups: fewer than {FEWEST_GROUPS} say nothing of "
+            "how sure a number is, so every interval is the widest there is; label more, or raise shard.probe"
+        )
+    if any(result and result.slice_accuracy is None for result in scores.values()):
+        found.append(
+            f"the {len(task.trained)} rows of the training part are too few to choose on: every encoder has its first "
+            "feature and the middle strength"
+        )
+    if left_out := sorted(set(config.shots) - set(asked(config, task.trained))):
+        found.append(
+            f"not asked, as most classes have no more rows to train on: {', '.join(map(str, left_out))} labels a class"
+        )
+    if shuffled is not None and proportion(shuffled, task.tested_groups)[0] > majority + CHANCE_SLACK:
+        found.append(
+            f"shuffled labels reach {shuffled.mean():.3f}, above chance: something besides the features decides"
+        )
+    if risen := overfitted(losses):
+        found.append(risen)
     return tuple(found)
+
+
+def overfitted(losses: Losses) -> str | None:
+    """What there is to say where the validation loss, (step, loss) as training went, ends above its least."""
+    known = [(step, loss) for step, loss in losses if np.isfinite(loss)]
+    if not known:
+        return None
+    (best, least), (last, end) = min(known, key=lambda point: point[1]), known[-1]
+    if end <= least * RISE:
+        return None
+    return (
+        f"the validation loss rose from {least:.3f} at step {best} to {end:.3f} at step {last}: the model has "
+        "overfitted; train fewer steps, or on more data"
+    )

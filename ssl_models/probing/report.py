@@ -26,6 +26,9 @@ HEADLINE = {
 MOST_CLASSES_NAMED = 30
 """Classes whose names still fit beside a confusion matrix."""
 
+DETAILS = ("rows", "encoders", "curve", "gains", "few_shot_gains", "unseen_classes", "warnings", "weights")
+"""What `report.json` holds beside `metrics`."""
+
 Json = dict[str, Any]
 
 
@@ -87,16 +90,21 @@ def details(report: Report | None) -> Json:
     if report is None:
         return metrics(None)
     task = report.task
-    chosen = ("feature", "strength", "width", "slice_accuracy", "converged")
+    rows = {"train": len(task.trained), "test": len(task.tested), "test_groups": len(np.unique(task.tested_groups))}
+    chosen = ("feature", "strength", "width", "slice_accuracy", "converged", "accuracy", "low", "high")
     return {
         **metrics(report),
-        "rows": {"train": len(task.trained), "test": len(task.tested), "classes": task.classes},
+        "rows": {**rows, "classes": task.classes},
         "encoders": {
-            name: score and {key: getattr(score, key) for key in (*chosen, "accuracy", "low", "high")}
+            name: score and {**{key: getattr(score, key) for key in chosen}, "seeds": len(score.correct)}
             for name, score in report.scores.items()
         },
         "curve": [dict(zip(CURVE_COLUMNS, row, strict=True)) for row in curve_rows(report)],
         "gains": {f"pretrained - {name}": gain and asdict(gain) for name, gain in report.gains.items()},
+        "few_shot_gains": [
+            {"labels": point.labels, "mean": point.accuracy, "low": point.low, "high": point.high}
+            for point in few_shot_gains(report, "random_init")
+        ],
         "unseen_classes": task.unseen,
         "warnings": list(report.warnings),
     }
@@ -123,55 +131,66 @@ def confusion_rows(report: Report | None) -> list[tuple[str, str]]:
     return [(names[actual], names[predicted]) for actual, predicted in pairs]
 
 
-def _cells(report: Report) -> tuple[list[str], list[list[str]]]:
-    shots = next((score.curve[:-1] for score in report.scores.values() if score), ())
-    header = ["", "accuracy", "95 % interval", *(f"{point.labels} a class" for point in shots), "feature"]
+def _cells(content: Json) -> tuple[list[str], list[list[str]]]:
+    counts = list(dict.fromkeys(row["labels"] for row in content["curve"]))
+    curves = {name: [row for row in content["curve"] if row["encoder"] == name][:-1] for name in content["encoders"]}
+    shots = counts[: max(map(len, curves.values()), default=0)]
+    header = ["", "accuracy", "95 % interval", *(f"{count} a class" for count in shots), "feature"]
     blank = [""] * len(shots)
     rows = []
-    for name, score in report.scores.items():
+    for name, score in content["encoders"].items():
         if score is None:
             rows.append([name, "none", "", *blank, "not finite"])
             continue
-        points = [f"{point.accuracy:.3f}" for point in score.curve[:-1]]
-        rows.append([name, f"{score.accuracy:.3f}", f"{score.low:.3f}-{score.high:.3f}", *points, score.feature])
-    if (share := report.zero_shot) is not None:
-        rows.append(["zero_shot", f"{share.accuracy:.3f}", f"{share.low:.3f}-{share.high:.3f}", *blank, ""])
-    singles = {"knn": report.knn, "shuffled_labels": report.shuffled_labels, "majority": report.majority}
+        points = [f"{row['accuracy']:.3f}" for row in curves[name]]
+        rows.append([name, f"{score['accuracy']:.3f}", _interval(score), *points, score["feature"]])
+    if (share := content.get("zero_shot")) is not None:
+        rows.append(["zero_shot", f"{share['accuracy']:.3f}", _interval(share), *blank, ""])
+    singles = {name: content[name]["accuracy"] for name in ("knn", "shuffled_labels", "majority")}
     rows += [[name, f"{value:.3f}", "", *blank, ""] for name, value in singles.items() if value is not None]
     return header, rows
 
 
-def verdicts(report: Report) -> list[str]:
+def _interval(of: Json) -> str:
+    return f"{of['low']:.3f}-{of['high']:.3f}"
+
+
+def verdicts(content: Json) -> list[str]:
     """One line for each comparison on the same test rows."""
-    lines = [
-        f"pretrained - {name}: {gain.mean:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}, p {_p(gain.p)})"
-        for name, gain in report.gains.items()
-        if gain
-    ]
+    lines = [f"{name}: {_difference(gain)}, p {_p(gain['p'])})" for name, gain in content["gains"].items() if gain]
     lines += [
-        f"pretrained - random_init, {point.labels} a class: {point.accuracy:+.3f} "
-        f"(95 % interval over the draws {point.low:+.3f} to {point.high:+.3f})"
-        for point in few_shot_gains(report, "random_init")
+        f"pretrained - random_init, {gain['labels']} a class: {_difference(gain)})"
+        for gain in content["few_shot_gains"]
     ]
     return lines
+
+
+def _difference(gain: Json) -> str:
+    return f"{gain['mean']:+.3f} (95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
 
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def table(report: Report) -> str:
-    """The report for a console."""
-    warnings = [f"note: {warning}" for warning in report.warnings]
-    return "\n".join([*console(*_cells(report)), *verdicts(report), *warnings])
+def asked(content: Json) -> str:
+    """One sentence on what the numbers are of."""
+    rows, fresh = content["rows"], content["encoders"]["random_init"]
+    seeds = f", random_init the mean of {fresh['seeds']} random encoders" if fresh else ""
+    tested = f"{rows['test']} to test in {rows['test_groups']} groups"
+    return f"{rows['train']} labelled rows to train on, {tested}, {rows['classes']} classes{seeds}."
 
 
-def markdown(report: Report) -> str:
-    """The report for a reviewer."""
-    task = report.task
-    opening = f"{len(task.trained)} labelled rows to train on, {len(task.tested)} to test, {task.classes} classes."
-    points = [f"- {line}" for line in [*verdicts(report), *report.warnings]]
-    return "\n".join(["## Linear probe", "", opening, "", grid(*_cells(report)), "", *points, ""])
+def table(content: Json) -> str:
+    """`details` for a console."""
+    warnings = [f"note: {warning}" for warning in content["warnings"]]
+    return "\n".join([*console(*_cells(content)), asked(content), *verdicts(content), *warnings])
+
+
+def markdown(content: Json) -> str:
+    """`details` for a reviewer."""
+    points = [f"- {line}" for line in [*verdicts(content), *content["warnings"]]]
+    return "\n".join(["## Linear probe", "", asked(content), "", grid(*_cells(content)), "", *points, ""])
 
 
 def curve_figure(report: Report) -> Any:

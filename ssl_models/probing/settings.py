@@ -17,6 +17,7 @@ class Probe(Strict):
 
     shots: tuple[int, ...] = Field(default=(1, 5, 20), description="labels per class of the label-efficiency curve")
     draws: int = Field(default=5, ge=2, description="random draws per point of the curve")
+    seeds: int = Field(default=3, ge=1, description="random encoders, whose mean is what no training reaches")
     rows: int = Field(default=20_000, ge=1, description="most labelled rows used, train and test together")
     strengths: tuple[float, ...] = Field(default=(0.001, 0.01, 0.1, 1.0, 10.0), description="L2 candidates (C)")
     neighbours: int = Field(default=20, ge=1, description="k of the kNN second opinion")

@@ -46,10 +46,21 @@ class Trained:
 
 def log(model: Trained, report: Report | None, seconds: float, tracking: Tracking) -> Run | None:
     """Write the report of a model into its run; None, after a warning, where the store cannot be reached."""
+    return _log(model, {**reports.details(report), "seconds": round(seconds, 1)}, report, tracking)
+
+
+def log_file(model: Trained, content: reports.Json, tracking: Tracking) -> Run | None:
+    """`log` of what `report.json` holds, without the figures: for a probe that ended long ago."""
+    return _log(model, content, None, tracking)
+
+
+def _log(model: Trained, content: reports.Json, drawn: Report | None, tracking: Tracking) -> Run | None:
     try:
         client, experiment = store.connect(tracking)
         run_id = _run(client, experiment, model, tracking)
-        _write(client, run_id, model.name, report, seconds)
+        _write(client, run_id, model.name, content)
+        if drawn is not None:
+            _draw(client, run_id, drawn)
         return Run(run_id, str(client.get_run(run_id).info.experiment_id), str(tracking.uri))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -78,28 +89,32 @@ def _run(client: Any, experiment: str, model: Trained, tracking: Tracking) -> st
     return created
 
 
-def named(report: Report | None, seconds: float) -> dict[str, float]:
-    """The numbers of a report as metrics of the run: `probe.random_init.accuracy`; the pre-trained encoder's also as
-    `probe.accuracy`."""
-    shown = numbers({**reports.metrics(report), "seconds": round(seconds, 1)}, at="probe")
+def named(content: reports.Json) -> dict[str, float]:
+    """The numbers of `report.json` as metrics of the run: `probe.random_init.accuracy`; the pre-trained encoder's also
+    as `probe.accuracy`."""
+    shown = numbers({key: value for key, value in content.items() if key not in reports.DETAILS}, at="probe")
     prefix = "probe.pretrained."
     return shown | {f"probe.{key.removeprefix(prefix)}": shown[key] for key in shown if key.startswith(prefix)}
 
 
-def _write(client: Any, run_id: str, name: str, report: Report | None, seconds: float) -> None:
+def _write(client: Any, run_id: str, name: str, content: reports.Json) -> None:
     import time
 
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    values = named(report, seconds)
+    values = named(content)
     client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in values.items()])
-    client.log_dict(run_id, reports.details(report), f"{FOLDER}/report.json")
-    if report is None:
+    client.log_dict(run_id, content, f"{FOLDER}/report.json")
+    if not content.get("encoders"):
         return
+    text = reports.markdown(content)
     note = client.get_run(run_id).data.tags.get(description.NOTE, "")
-    client.set_tag(run_id, description.NOTE, description.with_result(note, reports.markdown(report)))
-    client.log_text(run_id, f"# {name}\n\n{reports.markdown(report)}", f"{FOLDER}/report.md")
+    client.set_tag(run_id, description.NOTE, description.with_result(note, text))
+    client.log_text(run_id, f"# {name}\n\n{text}", f"{FOLDER}/report.md")
+
+
+def _draw(client: Any, run_id: str, report: Report) -> None:
     client.log_figure(run_id, reports.curve_figure(report), f"{FOLDER}/label_efficiency.png")
     for file, figure in (("confusion", reports.confusion_figure(report)), ("features", reports.plane_figure(report))):
         if figure is not None:

@@ -5,8 +5,9 @@ Made of scikit-learn's digits, so in need of no network. A composition is an ord
 composition. As groups are never split between train, validation and the probe's parts, no held-out picture's
 composition was ever seen in training, nor either of its handwritten digits: zero-shot answers are compositional or
 wrong. What training does see is each word, each class in both places, and other digits of the same writers: who wrote
-which is not known. With the fractions of params.yaml, 140 compositions train, 10 validate, and each part of the probe
-has 25 (1,234, 88, 219 and 220 handwritten digits). The label is the first digit's name, the left or upper one.
+which is not known. With the fractions of params.yaml, 90 compositions train, 10 validate, and 20 and 80 are the
+probe's parts: only among so many is a difference of 0.05 told apart. The label is the first digit's name, the left or
+upper one.
 """
 
 from __future__ import annotations

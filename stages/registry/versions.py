@@ -1,9 +1,9 @@
 """The model registry: every probed model is a version of the registered model of its corpus, and the alias `champion`
-moves only to a version that beats the champion on the same probe rows by a paired bootstrap.
+moves only as `decision` allows.
 
 A version is an MLflow model without a pickle: `pyfunc_model.py` as code, the model folder (safetensors), this project's
 sources, and the probe's predictions, by which the next version will be compared with it. What was decided, and on which
-numbers, stands on the version.
+numbers, stands on the version. The same weights and predictions are registered once, however often that is asked.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 import ssl_models
 import stages
 from ssl_models.addresses import public
-from ssl_models.probing.intervals import Gain, paired_bootstrap
+from ssl_models.files import checksum
+from ssl_models.probing.intervals import Gain
 from ssl_models.tracking.probe import Run
 from ssl_models.tracking.store import SQLITE, connect
 from ssl_models.training.job import Tracking
 from stages.params import UserError
+from stages.registry.decision import AGAINST, DECISION, PROMOTED, RANDOM, Decision, challenge, first
 
 CHAMPION = "champion"
 HISTORY = "champion.history"
 """Tag of the registered model: the versions that were champion, as JSON, the present one last."""
 FINGERPRINT, MODEL, ACCURACY, FEATURE = "fingerprint", "model", "probe.accuracy", "probe.feature"
-DECISION = "champion.decision"
+STEPS, EXPERIMENT = "train.steps", "dvc.experiment"
 """Tags of a version."""
-PREDICTIONS = "predictions.parquet"
+VERDICT = "**Champion:** "
+"""Begins the last line of a version's description."""
+PREDICTIONS, WEIGHTS = "predictions.parquet", "model.safetensors"
 REQUIREMENTS = (
     *("mlflow", "torch", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "safetensors", "tokenizers", "pillow"),
     *("ruamel.yaml", "fsspec", "tqdm", "threadpoolctl", "psutil"),
@@ -52,54 +54,16 @@ GENERATED = 64
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether the alias moves, and why in one sentence; `gain` over the version `against`, where they compare."""
+class Facts:
+    """What a version says of its training and its probe: the feature chosen, its accuracy, its gain over the random
+    encoder, the report for a reviewer, the steps trained."""
 
-    promoted: bool
-    reason: str
-    against: str | None = None
-    gain: Gain | None = None
-
-    def tags(self) -> dict[str, str]:
-        """As tags of the version."""
-        found = {DECISION: self.reason, "champion.promoted": str(self.promoted).lower()}
-        if self.against:
-            found["champion.against"] = self.against
-        if self.gain:
-            numbers = {"mean": self.gain.mean, "low": self.gain.low, "high": self.gain.high, "p": self.gain.p}
-            found |= {f"champion.gain.{name}": f"{value:.6f}" for name, value in numbers.items()}
-        return found
-
-
-# ---- the decision ------------------------------------------------------------------------------------------------
-
-
-def decide(new: Path, champion: Path | None, against: str | None) -> Decision:
-    """Compare the probe predictions of a new version with those of the champion, both as Parquet files."""
-    table = pq.read_table(new)
-    if against is None:
-        return Decision(True, "promoted: the first version")
-    if champion is None:
-        return Decision(
-            False, f"kept: the predictions of version {against} are gone, so nothing can be compared", against
-        )
-    other = pq.read_table(champion)
-    if reason := _incomparable(table, other):
-        return Decision(False, f"kept: not comparable with version {against}: {reason}", against)
-    gain = paired_bootstrap(table["correct"].to_numpy(), other["correct"].to_numpy())
-    numbers = f"{gain.mean:+.4f} (95 % interval {gain.low:+.4f} to {gain.high:+.4f}) on {table.num_rows} probe rows"
-    verdict = "promoted: beats" if gain.significant else "kept: does not beat"
-    return Decision(gain.significant, f"{verdict} version {against} by {numbers}", against, gain)
-
-
-def _incomparable(new: Any, champion: Any) -> str | None:
-    """Why two tables of predictions are not of the same rows; None where they are."""
-    hashes = [(table.schema.metadata or {}).get(b"probe_rows") for table in (new, champion)]
-    if hashes[0] != hashes[1]:
-        return "the probe rows of the corpus have changed since"
-    if not new["row"].equals(champion["row"]) or not new["actual"].equals(champion["actual"]):
-        return "another choice of the probe rows was tested (probe.rows or probe.seed)"
-    return None
+    feature: str
+    accuracy: float
+    description: str
+    over_random: Gain | None = None
+    steps: int = 0
+    every: int = 1
 
 
 # ---- the model that is stored -----------------------------------------------------------------------------------
@@ -107,10 +71,12 @@ def _incomparable(new: Any, champion: Any) -> str | None:
 
 def fingerprint(model: Path, predictions: Path) -> str:
     """BLAKE2b-128 of the weights and of the predictions: the same training and probe make no second version."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(hashlib.blake2b((model / "model.safetensors").read_bytes()).digest())
-    digest.update(predictions.read_bytes())
-    return digest.hexdigest()
+    return hashlib.blake2b((weights(model) + checksum(predictions)).encode(), digest_size=16).hexdigest()
+
+
+def weights(model: Path) -> str:
+    """BLAKE2b-128 of the weights of a model folder."""
+    return checksum(model / WEIGHTS)
 
 
 def save(model: Path, predictions: Path, feature: str, every: int, folder: Path) -> None:
@@ -231,29 +197,54 @@ class Registry:
         """The versions that were champion, the present one last."""
         return list(json.loads(self.client.get_registered_model(corpus).tags.get(HISTORY, "[]")))
 
+    def knows(self, corpus: str, mark: str) -> Any:
+        """The version of this fingerprint, decided upon; None where there is none."""
+        same = [version for version in self.versions(corpus) if version.tags.get(FINGERPRINT) == mark]
+        return same[-1] if same and DECISION in same[-1].tags else None
+
     def register(self, name: str, corpus: str, model: Path, predictions: Path, facts: Facts, run: Run) -> Any:
         """A new version for a model's folder and its probe, with the decision on the alias; the version there is, where
-        the same weights and predictions were registered before."""
+        the same weights and predictions were registered before. What was cut short is completed."""
         mark = fingerprint(model, predictions)
         with self._alone():
             self._made(corpus)
-            same = [version for version in self.versions(corpus) if version.tags.get(FINGERPRINT) == mark]
-            if same:
+            versions = self.versions(corpus)
+            same = [version for version in versions if version.tags.get(FINGERPRINT) == mark]
+            if same and DECISION in same[-1].tags:
                 return same[-1]
             tags = {FINGERPRINT: mark, MODEL: name, ACCURACY: f"{facts.accuracy:.4f}", FEATURE: facts.feature}
-            version = self._stored(name, corpus, model, predictions, facts, run, tags)
-            champion = self.champion(corpus)
-            against = str(champion.version) if champion else None
-            with tempfile.TemporaryDirectory(prefix="pretext-registry-") as temporary:
-                theirs = self._predictions(champion, Path(temporary)) if champion else None
-                decision = decide(predictions, theirs, against)
-            for key, value in decision.tags().items():
-                self.client.set_model_version_tag(corpus, version.version, key, value)
-            text = f"{facts.description}\n\n**Champion:** {decision.reason}.\n"
+            tags |= {STEPS: str(facts.steps), **self._experiment_of(run)}
+            version = same[-1] if same else self._stored(name, corpus, model, predictions, facts, run, tags)
+            decision = self._decide(corpus, versions, predictions, facts)
+            text = f"{facts.description}\n\n{VERDICT}{decision.reason}.\n"
             self.client.update_model_version(corpus, version.version, description=text)
             if decision.promoted:
                 self.promote(corpus, str(version.version))
+            for key, value in reversed(decision.tags().items()):  # the decision itself last: it says that all is done
+                self.client.set_model_version_tag(corpus, version.version, key, value)
             return self.client.get_model_version(corpus, version.version)
+
+    def _decide(self, corpus: str, versions: Sequence[Any], predictions: Path, facts: Facts) -> Decision:
+        champion = self.champion(corpus)
+        against = str(champion.version) if champion else RANDOM
+        challenger = 1 + sum(version.tags.get(AGAINST) == against for version in versions)
+        if champion is None:
+            return first(facts.over_random, challenger)
+        with tempfile.TemporaryDirectory(prefix="pretext-registry-") as temporary:
+            theirs = self._predictions(champion, Path(temporary))
+            return challenge(predictions, theirs, against, challenger)
+
+    def _experiment_of(self, run: Run) -> dict[str, str]:
+        """The DVC experiment that a run was trained in, as a tag."""
+        tags = self.client.get_run(run.run_id).data.tags
+        return {EXPERIMENT: tags[EXPERIMENT]} if EXPERIMENT in tags else {}
+
+    def say(self, corpus: str, version: str, reason: str, promoted: bool) -> None:
+        """What now holds of a version, in place of what was decided before."""
+        for key, value in ((DECISION, reason), (PROMOTED, str(promoted).lower())):
+            self.client.set_model_version_tag(corpus, version, key, value)
+        text = str(self.client.get_model_version(corpus, version).description or "").partition(VERDICT)[0]
+        self.client.update_model_version(corpus, version, description=f"{text}{VERDICT}{reason}.\n")
 
     def _made(self, corpus: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -314,17 +305,20 @@ class Registry:
             raise UserError(f"{corpus}: no version was champion before the present one; name one to promote")
         self.client.set_registered_model_alias(corpus, CHAMPION, before[-1])
         self.client.set_registered_model_tag(corpus, HISTORY, json.dumps(before))
+        if history[-1] in known:
+            self.say(corpus, history[-1], f"taken back by hand: version {before[-1]} is champion again", False)
+        self.say(corpus, before[-1], f"champion again by hand, after version {history[-1]}", True)
         return before[-1]
 
-
-@dataclass(frozen=True)
-class Facts:
-    """What a version says of its probe: the feature chosen, its accuracy, and the report for a reviewer."""
-
-    feature: str
-    accuracy: float
-    description: str
-    every: int = 1
+    def promote_by_hand(self, corpus: str, version: str) -> str | None:
+        """Move the alias to `version`; returns the champion before, None where there was none."""
+        champion = self.champion(corpus)
+        before = str(champion.version) if champion else None
+        self.promote(corpus, version)
+        if before:
+            self.say(corpus, before, f"champion until version {version} was promoted by hand", False)
+        self.say(corpus, version, f"promoted by hand, after version {before}" if before else "promoted by hand", True)
+        return before
 
 
 def register(name: str, corpus: str, model: Path, predictions: Path, facts: Facts, run: Run, store: Tracking) -> Any:

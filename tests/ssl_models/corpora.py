@@ -40,6 +40,7 @@ def text_shards(folder: Path, rows: dict[str, int] | None = None, labels: int = 
         "label": Column(dtype="int32"),
         "test": Column(dtype="uint8"),
         "group": Column(dtype="int64"),
+        "id": Column(dtype="int64"),
     }
     splits = {}
     for name, count in counts.items():
@@ -49,7 +50,7 @@ def text_shards(folder: Path, rows: dict[str, int] | None = None, labels: int = 
         if name == "probe":
             arrays["label"] = pa.array(np.arange(count) % labels, pa.int32())
             arrays["test"] = pa.array((np.arange(count) % 4 == 0).astype(np.uint8))
-            arrays["group"] = pa.array(np.arange(count))
+            arrays["group"] = arrays["id"] = pa.array(np.arange(count))
         batch = pa.RecordBatch.from_pydict(arrays)
         shards = []
         if count:

@@ -231,7 +231,7 @@ def test_a_result_is_there_in_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 
     job = tiny_job(tmp_path, model(steps=4))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "write_facts", full)
+        patch.setattr(train, "write_results", full)
         with pytest.raises(OSError, match="No space"):
             train_here(job)
     assert not (tmp_path / "output").exists()

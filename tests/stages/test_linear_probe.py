@@ -26,7 +26,9 @@ from ssl_models.tracking.probe import Run, Trained
 from ssl_models.training.job import Tracking
 from stages import linear_probe, params
 from stages.params import UserError
+from stages.registry import probed
 from stages.registry import versions as registry
+from stages.registry.decision import DECISION
 
 MODEL = Model(
     corpus="tiny",
@@ -54,7 +56,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
         content = {
             "corpora": {"tiny": {**corpus, "shard": {}}},
             "models": {"tiny": MODEL.model_dump(mode="json")},
-            "probe": {"draws": 2, "strengths": [0.1, 1.0]},
+            "probe": {"draws": 2, "seeds": 2, "strengths": [0.1, 1.0]},
         }
         with Path("params.yaml").open("w", encoding="utf-8") as file:
             YAML().dump(content, file)
@@ -100,8 +102,11 @@ def test_everything_is_written_and_the_same_again(
     assert set(table["actual"].to_pylist()) == {"recipe", "log"}
     assert np.mean(table["correct"].to_numpy()) == pytest.approx(first["pretrained"]["accuracy"], abs=1e-4)
     assert len(table.schema.metadata[b"probe_rows"]) == 32
+    assert len(set(table["id"].to_pylist())) == table.num_rows  # every document has a name of its own ...
+    assert 1 < len(set(table["group"].to_pylist())) < table.num_rows  # ... and shares its file with others
+    assert len(json.loads((OUTPUT / "report.json").read_text())["weights"]) == 32
     header, *rows = (OUTPUT / "label_efficiency.csv").read_text().splitlines()
-    assert header == "labels,encoder,accuracy,low,high" and len(rows) == 12
+    assert header == "labels,encoder,accuracy,low,high" and len(rows) == 9  # 20 a class are not there
     linear_probe.run("tiny")
     assert metrics() == first
     assert pq.read_table(OUTPUT / "predictions.parquet").equals(table)
@@ -250,27 +255,95 @@ def test_dvc_draws_the_columns_that_are_written() -> None:
     assert set(drawn) - {"rev"} == {"encoder", "low", "high"} <= set(report.CURVE_COLUMNS)
 
 
+def test_a_training_that_overfitted_is_said(
+    project: Callable[[Path], None], tiny_text_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tiny_text_shards)
+    curve = "step,loss,validation_loss\n1,5.0,4.9\n2,4.0,\n3,3.0,4.62\n4,1.0,6.66\n"
+    Path("data/pretrain/tiny/loss.csv").write_text(curve)
+    linear_probe.run("tiny")
+    assert "rose from 4.620 at step 3 to 6.660 at step 4" in capsys.readouterr().out
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a registry that is stood in for was asked to register; the probe's run is there."""
+    given: list[Any] = []
+
+    def register(*arguments: Any) -> SimpleNamespace:
+        given.append(arguments)
+        return SimpleNamespace(version=4, tags={DECISION: "kept back: does not beat version 3"})
+
+    monkeypatch.setattr(registry, "register", register)
+    return given
+
+
 def test_a_probed_model_is_registered_and_the_decision_is_said(
     project: Callable[[Path], None],
     tiny_text_shards: Path,
+    asked: list[Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     project(tiny_text_shards)
-    run, given = Run("1", "2", "sqlite:///x"), []
+    run = Run("1", "2", "sqlite:///x")
     monkeypatch.setattr(probe_tracking, "log", lambda *_: run)
-
-    def register(*arguments: Any) -> SimpleNamespace:
-        given.extend(arguments)
-        return SimpleNamespace(version=4, tags={registry.DECISION: "kept: does not beat version 3"})
-
-    monkeypatch.setattr(registry, "register", register)
     linear_probe.run("tiny")
-    name, corpus, model, predictions, facts, where, _ = given
+    ((name, corpus, model, predictions, facts, where, _),) = asked
     assert (name, corpus, where) == ("tiny", "tiny", run)
     assert (model / "model.safetensors").exists() and predictions.exists()
     assert facts.feature == metrics()["feature"] and facts.accuracy == pytest.approx(
         metrics()["pretrained"]["accuracy"], abs=1e-4
     )
-    assert "| pretrained |" in facts.description
-    assert "tiny version 4: kept: does not beat version 3" in capsys.readouterr().out
+    assert facts.over_random and facts.over_random.mean == pytest.approx(metrics()["gain"]["random_init"], abs=1e-4)
+    assert facts.steps == 1 and "| pretrained |" in facts.description
+    assert "tiny version 4: kept back: does not beat version 3" in capsys.readouterr().out
+
+
+def test_the_point_of_an_experiment_is_no_version(
+    project: Callable[[Path], None],
+    tiny_text_shards: Path,
+    asked: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project(tiny_text_shards)
+    monkeypatch.setattr(probe_tracking, "log", lambda *_: Run("1", "2", "sqlite:///x"))
+    monkeypatch.setenv("DVC_EXP_NAME", "sweep-1")
+    linear_probe.run("tiny")
+    assert not asked and "sweep-1 is an experiment" in capsys.readouterr().out
+
+
+def test_what_was_not_registered_is_made_up_for_once_and_only_if_it_is_what_was_probed(
+    project: Callable[[Path], None], tiny_text_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    project(tiny_text_shards)
+    linear_probe.run("tiny")  # its store is away
+    monkeypatch.setattr(registry, "save", lambda model, predictions, feature, every, folder: folder.mkdir())
+    uri = f"sqlite:///{tmp_path / '.mlflow/mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert [probed.catch_up(), probed.catch_up()] == [1, 0]
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (version,) = client.search_model_versions("name = 'tiny'")
+    assert version.tags[DECISION].startswith(("promoted: beats its random", "kept back: does not beat its random"))
+    assert client.get_run(version.run_id).data.metrics["probe.accuracy"] == metrics()["pretrained"]["accuracy"]
+    weights = Path("data/pretrain/tiny/model/model.safetensors")
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)  # trained anew, not yet probed
+    assert probed.catch_up() == 0
+
+
+def test_a_registry_that_cannot_be_asked_is_said_once(
+    project: Callable[[Path], None],
+    tiny_text_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("mlflow")
+    project(tiny_text_shards)
+    linear_probe.run("tiny")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'file/mlflow.db'}")
+    assert probed.catch_up() == 0
+    assert capsys.readouterr().err.count("cannot be asked") == 1

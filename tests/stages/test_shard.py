@@ -122,7 +122,7 @@ def test_a_corpus_of_ten_documents_has_every_split(make, little_documents):
 def test_a_corpus_without_labels_has_an_empty_probe(make, little_documents):
     shards = make([document._replace(label=None) for document in little_documents(60)])
     assert len(shards.split("probe")) == 0 and shards.manifest.labels == ()
-    assert set(shards.split("probe").rows([])) == {"tokens", "label", "test", "group"}
+    assert set(shards.split("probe").rows([])) == {"tokens", "label", "test", "group", "id"}
 
 
 def test_one_group_trains_and_says_so(make, little_documents, capsys):
@@ -168,3 +168,22 @@ def test_large_shards_are_cut_into_files(make, little_documents, monkeypatch):
     assert len(files) > 2 and all(file.rows == 50 for file in files[:-1])
     shards.verify()
     assert len(everything(shards, "train")["tokens"]) == shards.manifest.splits["train"].rows
+
+
+def test_a_group_has_only_so_many_rows_in_the_probe_and_the_rest_is_counted(make, little_documents):
+    documents = [
+        document._replace(group=f"file-{number // 12}") for number, document in enumerate(little_documents(240))
+    ]
+    shards = make(documents, shard_options={"probe": 0.5, "group_rows": 4})
+    probe, counts = shards.split("probe"), metrics(shards)
+    rows = np.bincount(np.concatenate([file["group"] for file in probe.files]))
+    assert rows.max() == 4 and counts["left_out"]["beyond_group_rows"] > 0
+    assert counts["rows_in"] == counts["rows_out"] + sum(counts["left_out"].values()) == 240
+    assert counts["probe_test_rows"] == sum(int(file["test"].sum()) for file in probe.files)
+
+
+def test_a_row_of_the_probe_has_the_beginning_of_its_documents_id(make, little_documents):
+    shards = make(little_documents(90))
+    ids = np.concatenate([file["id"] for file in shards.split("probe").files]).view(np.uint64)
+    known = {row["id"][:16] for row in encoded(shards)}
+    assert len(ids) and {f"{number:016x}" for number in ids.tolist()} <= known

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.splits import PROBE_TEST, PROBE_TRAIN, TRAIN, VALIDATION, Fractions, Groups, assign, keys
+from stages.splits import PROBE_TEST, PROBE_TRAIN, TRAIN, VALIDATION, Fractions, Groups, assign, beyond, keys
 
 
 def grouped(rows, labels=None, size=None) -> Groups:
@@ -113,3 +113,13 @@ def test_a_corpus_that_grows_keeps_its_held_out_groups():
 def test_fractions_out_of_range_are_refused(wrong):
     with pytest.raises(ValidationError):
         Fractions(**wrong)
+
+
+@given(st.lists(st.integers(0, 6), max_size=60), st.integers(1, 5), st.randoms())
+def test_of_a_group_the_rows_of_the_smallest_ids_stay_whatever_their_order(groups, most, random):
+    ids = random.sample(range(1000), len(groups))
+    left_out = beyond(np.array(groups, np.int64), np.array(ids, np.int64), most)
+    for group in set(groups):
+        mine = sorted(id_ for id_, of in zip(ids, groups, strict=True) if of == group)
+        kept = [id_ for id_, of, out in zip(ids, groups, left_out, strict=True) if of == group and not out]
+        assert sorted(kept) == mine[:most]

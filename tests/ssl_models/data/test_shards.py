@@ -80,7 +80,7 @@ def test_columns_are_views_of_the_file(tiny_text_shards):
 def test_only_the_probe_has_labels(tiny_text_shards):
     shards = Shards.open(tiny_text_shards)
     assert set(shards.split("validation").rows([0])) == {"tokens"}
-    assert set(shards.split("probe").rows([0])) == {"tokens", "label", "test", "group"}
+    assert set(shards.split("probe").rows([0])) == {"tokens", "label", "test", "group", "id"}
 
 
 @pytest.mark.parametrize("index", [-1, 10**6])

@@ -1,5 +1,6 @@
 """The protocol: what is chosen, on which rows, and the table for features that know, guess or have collapsed."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from ssl_models.probing import probe as module
-from ssl_models.probing.probe import Report, Task, interval, probe, shots, shuffle, standardise, stratified
+from ssl_models.probing.intervals import paired
+from ssl_models.probing.probe import Report, Task, overfitted, probe, shots, shuffle, standardise, stratified
 from ssl_models.probing.settings import Probe
 
-CONFIG = Probe(shots=(1, 5), draws=3, strengths=(0.01, 0.1, 1.0))
+CONFIG = Probe(shots=(1, 5), draws=3, seeds=1, strengths=(0.01, 0.1, 1.0))
 CPU = torch.device("cpu")
 
 
@@ -40,7 +42,7 @@ def noise(of: Task, width: int = 12, seed: int = 2) -> np.ndarray:
 
 def run(of: Task, pretrained: dict[str, Any] | None = None, **config: Any) -> Report:
     features = pretrained or {"noise": noise(of), "telling": telling(of)}
-    return probe(features, {"mean": noise(of, seed=3)}, noise(of, seed=4), of, replace_config(**config))
+    return probe(features, [{"mean": noise(of, seed=3)}], noise(of, seed=4), of, replace_config(**config))
 
 
 def replace_config(**config: Any) -> Probe:
@@ -157,7 +159,15 @@ def test_classes_of_one_row_and_fewer_rows_than_shots() -> None:
     score = report.scores["pretrained"]
     assert score and score.feature == "first"  # there is no slice to choose on: the first feature, the middle strength
     assert score.strength == 0.1
-    assert [point.labels for point in score.curve] == [1, 20, 1]
+    assert [point.labels for point in score.curve] == [1]  # with one row a class, nothing can be drawn
+    assert (score.low, score.high) == (0, 1)
+    said = " ".join(report.warnings)
+    for part in (
+        "3 rows of 3 groups",
+        "the 3 rows of the training part are too few to choose on",
+        "1, 20 labels a class",
+    ):
+        assert part in said
 
 
 def test_an_empty_part_is_refused() -> None:
@@ -242,9 +252,61 @@ def test_a_bag_of_tokens_stays_sparse_and_forgets_words_of_every_document() -> N
     np.testing.assert_allclose(np.linalg.norm(dense[:2], axis=1), module.DOCUMENT_LENGTH, rtol=1e-5)
 
 
-def test_the_interval_of_five_draws_is_students() -> None:
-    low, high = interval([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert (low, high) == pytest.approx((0.3 - 2.776 * 0.158114 / 5**0.5, 0.3 + 2.776 * 0.158114 / 5**0.5), abs=1e-4)
+def test_the_random_encoder_is_the_mean_of_its_seeds() -> None:
+    of = task(rows=400)
+    seeds = [{"mean": telling(of, noise=level, seed=5), "other": noise(of)} for level in (1.0, 1.5, 4.0)]
+    asked = []
+
+    def one_after_the_other() -> Iterator[dict[str, np.ndarray]]:
+        for number, features in enumerate(seeds):
+            asked.append(number)
+            yield features
+
+    config = CONFIG.model_copy(update={"seeds": 3})
+    report = probe({"mean": telling(of)}, one_after_the_other(), noise(of), of, config)
+    score = report.scores["random_init"]
+    assert score and asked == [0, 1, 2]
+    alone = [probe({"mean": telling(of)}, [each], noise(of), of, CONFIG).scores["random_init"] for each in seeds]
+    assert score.feature == "mean" and score.correct.shape == (3, len(of.tested))
+    assert score.accuracy == pytest.approx(np.mean([each.accuracy for each in alone if each]), abs=0.03)
+    first = alone[0]
+    assert first and np.array_equal(score.predicted, first.predicted)
+    gain, sure = (
+        report.gains["random_init"],
+        paired(report.scores["pretrained"].correct, score.correct, of.tested_groups),
+    )
+    assert gain == sure and gain.high - gain.low > first.high - first.low  # seeds that differ are paid for
+
+
+def test_few_shots_of_several_seeds_are_dealt_to_them_in_turn() -> None:
+    of = task()
+    good, blind = {"mean": telling(of, noise=0.1)}, {"mean": np.zeros((len(of.labels), 3), np.float32)}
+    report = probe(good, [good, blind], noise(of), of, CONFIG.model_copy(update={"seeds": 2}))
+    score = report.scores["random_init"]
+    assert score
+    shares = score.curve[0].correct.mean(axis=1)
+    assert shares[0] > 0.9 and shares[1] < 0.5 and shares[2] > 0.9
+
+
+def test_rows_of_a_group_do_not_count_as_many() -> None:
+    """Each file has one answer, right or wrong: forty rows of it say no more than one."""
+    files = np.repeat(np.arange(60), 20)
+    of = Task(np.arange(1200), files % 2, files >= 30, files, ("a", "b"))
+    by_file = np.random.default_rng(0).normal(size=(60, 3))[files].astype(np.float32)
+    grouped = run(of, {"mean": by_file}).scores["pretrained"]
+    alone = run(replace(of, groups=of.rows), {"mean": by_file}).scores["pretrained"]
+    assert grouped and alone and grouped.accuracy == pytest.approx(alone.accuracy, abs=0.1)
+    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+
+
+def test_a_validation_loss_that_rose_is_said() -> None:
+    said = overfitted([(100, 4.9), (200, 4.62), (300, 5.5), (400, 6.66)])
+    assert said and "rose from 4.620 at step 200 to 6.660 at step 400" in said
+    assert overfitted([(100, 4.9), (200, 4.62), (300, 4.7)]) is None
+    assert overfitted([]) is None and overfitted([(1, float("nan"))]) is None
+    losses = [(1, 1.0), (2, 2.0)]
+    report = probe({"mean": telling(task())}, [{"mean": noise(task())}], noise(task()), task(), CONFIG, losses=losses)
+    assert any("overfitted" in warning for warning in report.warnings)
 
 
 def test_zero_shot_counts_test_rows_and_the_map_shows_them() -> None:
@@ -252,7 +314,7 @@ def test_zero_shot_counts_test_rows_and_the_map_shows_them() -> None:
     told = of.tested.copy()
     told[: len(told) // 2] += 1
     features = {"mean": telling(of)}
-    report = probe(features, {"mean": noise(of)}, noise(of), of, CONFIG, zero_shot=told)
+    report = probe(features, [{"mean": noise(of)}], noise(of), of, CONFIG, zero_shot=told)
     share = report.zero_shot
     assert share and share.accuracy == 1 - (len(told) // 2) / len(told)
     assert share.low < share.accuracy < share.high

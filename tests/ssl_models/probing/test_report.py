@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 from ssl_models.probing import report as reports
-from ssl_models.probing.intervals import Gain
+from ssl_models.probing.intervals import Gain, paired
 from ssl_models.probing.probe import Point, Report, Score, Share, Task, few_shot_gains
 
 TASK = Task(
     np.arange(6), np.array([0, 1, 0, 1, 1, 0]), np.array([0, 0, 0, 1, 1, 1], bool), np.arange(6), ("cat", "dog")
 )
-CURVE = (Point(1, 0.51234, 0.4, 0.6, (0.5, 0.6)), Point(5, 0.6, 0.5, 0.7, (0.6, 0.6)), Point(2, 2 / 3, 0.2, 0.94))
+DRAWS = np.array([[1, 0, 1], [0, 1, 1]], bool)
+CURVE = (Point(1, 0.51234, 0.4, 0.6, DRAWS), Point(5, 0.6, 0.5, 0.7, DRAWS), Point(2, 2 / 3, 0.2, 0.94))
 
 
 def score(feature: str = "mean") -> Score:
-    return Score(feature, 0.1, 8, 0.5, True, np.array([1, 0, 0]), 2 / 3, 0.2, 0.94, CURVE)
+    return Score(feature, 0.1, 8, 0.5, True, np.array([1, 0, 0]), np.array([[1, 0, 1]], bool), 2 / 3, 0.2, 0.94, CURVE)
 
 
 def report(pretrained: Score | None = None) -> Report:
@@ -40,7 +41,8 @@ def test_metrics_have_the_one_shape() -> None:
         "knn": {"accuracy": 0.5},
         "gain": {
             **{"random_init": 0.1235, "random_init_low": 0.05, "raw_input": 0.1235, "raw_input_low": 0.05},
-            **{f"random_init_labels_{labels}{low}": 0.0 for labels in (1, 5) for low in ("", "_low")},
+            **{f"random_init_labels_{labels}": 0.0 for labels in (1, 5)},
+            **{f"random_init_labels_{labels}_low": -1.0 for labels in (1, 5)},  # three groups tell nothing
         },
         "feature": "mean",
         "labels": 6,
@@ -73,7 +75,9 @@ def test_what_does_not_exist_is_null_and_valid_json() -> None:
 
 def test_details_hold_choices_intervals_and_comparisons() -> None:
     found = json.loads(json.dumps(reports.details(report(score())), allow_nan=False))
-    assert found["rows"] == {"train": 3, "test": 3, "classes": 2}
+    assert found["rows"] == {"train": 3, "test": 3, "test_groups": 3, "classes": 2}
+    assert found["few_shot_gains"][0] == {"labels": 1, "mean": 0.0, "low": -1.0, "high": 1.0}
+    assert found["encoders"]["random_init"]["seeds"] == 1
     assert found["encoders"]["pretrained"]["feature"] == "mean"
     assert found["encoders"]["pretrained"]["strength"] == 0.1
     assert found["gains"]["pretrained - random_init"] == {"mean": 0.123456, "low": 0.05, "high": 0.2, "p": 0.0005}
@@ -90,12 +94,16 @@ def test_plots_have_a_row_per_encoder_and_point_and_per_test_row() -> None:
 
 
 @pytest.mark.parametrize("write", [reports.table, reports.markdown])
-def test_readers_see_every_line_and_every_note(write: Callable[[Report], str]) -> None:
-    text = write(report(score()))
+def test_readers_see_every_line_and_every_note(write: Callable[[reports.Json], str]) -> None:
+    text = write(reports.details(report(score())))
     for word in ("pretrained", "random_init", "raw_input", "knn", "shuffled_labels", "majority", "0.667", "a note"):
         assert word in text
     assert "pretrained - random_init: +0.123 (95 % interval +0.050 to +0.200, p < 0.001)" in text
-    assert "not finite" in write(report(None))
+    assert "pretrained - random_init, 5 a class: +0.000 (95 % interval -1.000 to +1.000)" in text
+    assert "3 to test in 3 groups" in text
+    kept = json.loads(json.dumps(reports.details(report(score()))))
+    assert write(kept) == text  # of a file as of the report
+    assert "not finite" in write(reports.details(report(None)))
 
 
 def test_figures_draw_what_there_is() -> None:
@@ -116,9 +124,9 @@ def test_zero_shot_stands_beside_the_probe_where_there_is_one() -> None:
     told = replace(report(score()), zero_shot=Share(0.43211, 0.4, 0.5))
     assert reports.metrics(told)["zero_shot"] == {"accuracy": 0.4321, "low": 0.4, "high": 0.5}
     assert reports.details(told)["zero_shot"]["accuracy"] == 0.4321
-    assert "zero_shot" in reports.table(told)
+    assert "zero_shot" in reports.table(reports.details(told))
     assert "zero_shot" not in reports.metrics(report(score()))
-    assert "zero_shot" not in reports.table(report(score()))
+    assert "zero_shot" not in reports.table(reports.details(report(score())))
 
 
 def test_the_map_has_every_point_in_the_colour_of_its_label() -> None:
@@ -129,10 +137,16 @@ def test_the_map_has_every_point_in_the_colour_of_its_label() -> None:
     assert reports.plane_figure(report(None)) is None
 
 
-def test_few_labels_are_compared_draw_by_draw() -> None:
-    ahead = replace(score(), curve=(Point(5, 0.7, 0.5, 0.9, (0.6, 0.7, 0.8)), CURVE[-1]))
-    behind = replace(score(), curve=(Point(5, 0.6, 0.4, 0.8, (0.5, 0.6, 0.7)), CURVE[-1]))
-    both = replace(report(ahead), scores={"pretrained": ahead, "random_init": behind, "raw_input": None})
+def test_few_labels_are_compared_row_by_row_and_draw_by_draw() -> None:
+    rows = np.arange(40)
+    of = Task(np.arange(80), np.zeros(80, np.int64), np.arange(80) >= 40, np.arange(80), ("cat",))
+    right = np.stack([rows < 20, rows < 24, rows < 28])
+    ahead = replace(score(), curve=(Point(5, 0.6, 0.5, 0.9, right), CURVE[-1]))
+    behind = replace(score(), curve=(Point(5, 0.5, 0.4, 0.8, right & (rows % 6 > 0)), CURVE[-1]))
+    scores = {"pretrained": ahead, "random_init": behind, "raw_input": None}
+    both = replace(report(ahead), task=of, scores=scores)
     (gain,) = few_shot_gains(both, "random_init")
-    assert (gain.labels, round(gain.accuracy, 9), round(gain.low, 9)) == (5, 0.1, 0.1)
+    expected = paired(right, right & (rows % 6 > 0), rows)
+    assert (gain.labels, gain.accuracy, gain.low, gain.high) == (5, expected.mean, expected.low, expected.high)
+    assert gain.accuracy > 0.09 and gain.low > 0
     assert few_shot_gains(both, "raw_input") == []

@@ -22,13 +22,15 @@ from flows.promote import promote
 from ssl_models import artifact
 from ssl_models.config import Backbone, Model, Train
 from ssl_models.data.encoding import Encoding
+from ssl_models.probing.intervals import Gain
 from ssl_models.tracking.probe import Run
 from ssl_models.training.job import Tracking
 from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.registry import versions as registry
+from stages.registry.decision import DECISION, PROMOTED
 from stages.registry.serving import Served
-from stages.registry.versions import CHAMPION, DECISION, Facts, Registry, decide
+from stages.registry.versions import CHAMPION, Facts, Registry
 
 mlflow = pytest.importorskip("mlflow")
 ROOT = Path(__file__).parents[3]
@@ -38,17 +40,24 @@ GPT = Model(
     backbone=Backbone(preset="llama", layers=2, width=16, heads=2),
     train=Train(steps=1, batch=4),
 )
+BETTER, WORSE = Gain(0.1, 0.05, 0.15, 0.0001), Gain(-0.04, -0.06, -0.02, 0.0005)
+"""Than a random encoder."""
 TEXTS = ["stir the soup with salt", "worker restarted at line [42]", "", "butter " * 200]
 
 
-def predictions(path: Path, correct: np.ndarray, rows: str = "a", actual: str = "x") -> Path:
+def predictions(path: Path, correct: np.ndarray, actual: str = "x", first: int = 0) -> Path:
+    """Documents from the `first` on, each a group of its own, in an order of their own."""
+    numbers = np.random.default_rng(0).permutation(len(correct))
+    correct = correct[numbers]
     columns = {
         "row": pa.array(np.arange(len(correct))),
+        "id": pa.array([f"{first + number:016x}" for number in numbers]),
+        "group": pa.array(numbers),
         "actual": pa.array([actual] * len(correct)),
         "predicted": pa.array([actual if right else "y" for right in correct]),
         "correct": pa.array(correct),
     }
-    pq.write_table(pa.table(columns).replace_schema_metadata({"probe_rows": rows}), path)
+    pq.write_table(pa.table(columns), path)
     return path
 
 
@@ -81,61 +90,82 @@ def right(share: float, rows: int = 400) -> np.ndarray:
     return np.arange(rows) < share * rows
 
 
-def test_a_version_that_beats_the_champion_takes_its_place(tmp_path: Path) -> None:
-    new, old = predictions(tmp_path / "new", right(0.8)), predictions(tmp_path / "old", right(0.6))
-    assert decide(new, None, None).promoted
-    better = decide(new, old, "3")
-    assert better.promoted and better.gain and better.gain.mean == pytest.approx(0.2)
-    assert "beats version 3 by +0.2000 (95 % interval +0.1" in better.reason and "400 probe rows" in better.reason
-    assert better.tags()["champion.against"] == "3" and float(better.tags()["champion.gain.low"]) > 0.1
-    for other in (old, new):
-        assert not decide(other, new, "3").promoted
-    close = decide(predictions(tmp_path / "close", right(0.605)), old, "3")
-    assert not close.promoted and "does not beat" in close.reason
-
-
-def test_other_rows_are_never_compared(tmp_path: Path) -> None:
-    old = predictions(tmp_path / "old", right(0.1))
-    changed = decide(predictions(tmp_path / "changed", right(0.9), rows="b"), old, "1")
-    assert not changed.promoted and "probe rows of the corpus have changed" in changed.reason
-    fewer = decide(predictions(tmp_path / "fewer", right(0.9, 300)), old, "1")
-    assert not fewer.promoted and "another choice" in fewer.reason
-    gone = decide(old, None, "1")
-    assert not gone.promoted and "are gone" in gone.reason
-
-
 def test_versions_decisions_and_the_way_back(
     desk: tuple[Registry, str, Run], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "save", _save_little)
     found, corpus, run = desk
-    facts = Facts("mean", 0.5, "a report")
+    found.client.set_tag(run.run_id, registry.EXPERIMENT, "wide-3")
     made = []
-    for number, share in enumerate((0.6, 0.5, 0.8)):
+    for number, (share, gain) in enumerate(((0.55, WORSE), (0.6, BETTER), (0.5, BETTER), (0.85, BETTER))):
         path = predictions(tmp_path / f"{number}.parquet", right(share))
+        facts = Facts("mean", 0.5, "a report", gain, steps=160)
         made.append(found.register("gpt", corpus, model, path, facts, run))
-    assert [str(version.version) for version in made] == ["1", "2", "3"]
+        if number == 0:
+            assert found.champion(corpus) is None  # worse than its random encoder: a first version, but no champion
+    assert [str(version.version) for version in made] == ["1", "2", "3", "4"]
     reasons = [version.tags[DECISION] for version in made]
-    assert reasons[0] == "promoted: the first version"
-    assert reasons[1].startswith("kept: does not beat version 1 by -0.1")
-    assert reasons[2].startswith("promoted: beats version 1 by +0.2")
-    assert "a report" in made[2].description and reasons[2] in made[2].description
-    assert str(found.champion(corpus).version) == "3"
-    again = found.register("gpt", corpus, model, tmp_path / "1.parquet", facts, run)
-    assert str(again.version) == "2" and len(found.versions(corpus)) == 3
-    listed = promote(found, corpus)
-    assert listed.count("\n") == 2 and listed.splitlines()[2].split()[:4] == ["3", "gpt", "0.5000", CHAMPION]
-    assert "already" in promote(found, corpus, "3")
-    assert "version 2 is champion now; it was 3" in promote(found, corpus, "2")
-    assert "version 3 is champion again" in promote(found, corpus, back=True)
-    assert "version 1 is champion again" in promote(found, corpus, back=True)
-    assert str(found.champion(corpus).version) == "1"
+    assert reasons[0].startswith("kept back: does not beat its random encoder by -0.04")
+    assert reasons[1].startswith("promoted: beats its random encoder by +0.1") and "challenger 2" in reasons[1]
+    assert reasons[2].startswith("kept back: does not beat version 2 by -0.1")
+    assert reasons[3].startswith("promoted: beats version 2 by +0.25") and "challenger 2" in reasons[3]
+    assert "a report" in made[3].description and reasons[3] in made[3].description
+    assert str(found.champion(corpus).version) == "4"
+    again = found.register("gpt", corpus, model, tmp_path / "2.parquet", facts, run)
+    assert str(again.version) == "3" and len(found.versions(corpus)) == 4
+    header, *lines = promote(found, corpus).splitlines()
+    assert header.split() == ["version", "date", "model", "steps", "accuracy", "experiment", "decision"]
+    assert lines[3].split()[:2] == ["*", "4"] and lines[3].split()[4:8] == ["gpt", "160", "0.5000", "wide-3"]
+    assert lines[2].split()[0] == "3"
+    assert "already" in promote(found, corpus, "4")
+    assert "version 3 is champion now; it was 4" in promote(found, corpus, "3")
+    assert "version 4 is champion again" in promote(found, corpus, back=True)
+    assert "version 2 is champion again" in promote(found, corpus, back=True)
+    assert str(found.champion(corpus).version) == "2"
     with pytest.raises(UserError, match="no version was champion before"):
         promote(found, corpus, back=True)
     with pytest.raises(UserError, match="has no version 9"):
         promote(found, corpus, "9")
     with pytest.raises(UserError, match="has no registered version"):
         promote(found, "nothing")
+
+
+def test_what_was_taken_back_no_longer_says_that_it_was_promoted(
+    desk: tuple[Registry, str, Run], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "save", _save_little)
+    found, corpus, run = desk
+    for share in (0.6, 0.9):
+        path = predictions(tmp_path / f"{share}.parquet", right(share))
+        found.register("gpt", corpus, model, path, Facts("mean", share, "a report", BETTER), run)
+    promote(found, corpus, back=True)
+    first, second = found.versions(corpus)
+    assert first.tags[DECISION] == "champion again by hand, after version 2"
+    assert second.tags[DECISION] == "taken back by hand: version 1 is champion again"
+    assert (first.tags[PROMOTED], second.tags[PROMOTED]) == ("true", "false")
+    assert "beats" not in second.description and second.tags[DECISION] in second.description
+    assert "a report" in second.description
+    promote(found, corpus, "2")
+    first, second = found.versions(corpus)
+    assert first.tags[DECISION] == "champion until version 2 was promoted by hand"
+    assert second.tags[DECISION] == "promoted by hand, after version 1"
+
+
+def test_a_registration_that_was_cut_short_is_completed(
+    desk: tuple[Registry, str, Run], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "save", _save_little)
+    found, corpus, run = desk
+    path = predictions(tmp_path / "p.parquet", right(0.6))
+    facts = Facts("mean", 0.6, "a report", BETTER)
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_decide", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            found.register("gpt", corpus, model, path, facts, run)
+    mark = registry.fingerprint(model, path)
+    assert found.knows(corpus, mark) is None
+    assert str(found.register("gpt", corpus, model, path, facts, run).version) == "1"
+    assert str(found.knows(corpus, mark).version) == "1" and str(found.champion(corpus).version) == "1"
 
 
 def _save_little(model: Path, predictions: Path, feature: str, every: int, folder: Path) -> None:
@@ -150,7 +180,8 @@ def test_a_registry_that_is_down_costs_a_warning(
     (tmp_path / "file").touch()
     down = Tracking(uri=f"sqlite:///{tmp_path / 'file/mlflow.db'}", experiment="tiny")
     path = predictions(tmp_path / "p.parquet", right(0.5))
-    assert registry.register("gpt", "tiny", model, path, Facts("mean", 0.5, ""), Run("1", "1", ""), down) is None
+    facts = Facts("mean", 0.5, "", BETTER)
+    assert registry.register("gpt", "tiny", model, path, facts, Run("1", "1", ""), down) is None
     assert "warning: gpt is not in the registry" in capsys.readouterr().err
 
 
@@ -172,7 +203,7 @@ def test_the_registered_model_has_no_pickle_and_gives_the_features_of_the_probe(
 ) -> None:
     found, corpus, run = desk
     path = predictions(tmp_path / "p.parquet", right(0.5))
-    version = found.register("gpt", corpus, model, path, Facts("mean", 0.5, ""), run)
+    version = found.register("gpt", corpus, model, path, Facts("mean", 0.5, "", BETTER), run)
     folder = Path(
         mlflow.artifacts.download_artifacts(
             artifact_uri=version.source, tracking_uri=run.tracking_uri, dst_path=str(tmp_path / "downloaded")
@@ -203,7 +234,7 @@ def test_the_registered_model_has_no_pickle_and_gives_the_features_of_the_probe(
 def test_mlflow_serves_the_champion(desk: tuple[Registry, str, Run], model: Path, tmp_path: Path) -> None:
     found, corpus, run = desk
     path = predictions(tmp_path / "p.parquet", right(0.5))
-    found.register("gpt", corpus, model, path, Facts("mean", 0.5, ""), run)
+    found.register("gpt", corpus, model, path, Facts("mean", 0.5, "", BETTER), run)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

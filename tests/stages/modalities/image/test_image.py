@@ -115,7 +115,7 @@ def test_a_users_folder_of_every_kind_of_picture(tmp_path: Path, run_stages: Run
     assert sum(found.values()) == 19 and min(found.values()) > 0
     probe = shards.split("probe").rows([0])
     assert probe["pixels"].shape == (1, 3, 16, 16) and str(probe["pixels"].dtype) == "torch.uint8"
-    assert sorted(probe) == ["group", "label", "pixels", "test"]
+    assert sorted(probe) == ["group", "id", "label", "pixels", "test"]
 
 
 def test_rows_hold_the_pixels_of_their_pictures_in_order(tmp_path: Path, run_stages: Run) -> None:
