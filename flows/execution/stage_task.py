@@ -11,14 +11,13 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flows.execution import leash
+from flows.execution import dvc_process, leash
 
 GRACE_SECONDS = 10.0
 """For a stage that is being ended: its training job has so long to write a checkpoint."""
@@ -172,7 +171,7 @@ def repro(name: str, children: Children, log: Log, *, force: bool = False, polic
 def _patient(name: str, children: Children, log: Log, force: bool, timeout: float | None) -> bool:
     """One attempt, begun anew as long as another DVC process holds what it needs."""
     flags = ["--single-item", *(["--force"] if force else [])]
-    program = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *flags, name]
+    program = dvc_process.command("repro", *flags, name)
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     pause = 0.2
     while True:
