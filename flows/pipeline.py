@@ -32,12 +32,14 @@ from pydantic import Field
 
 from flows import artifacts
 from flows.artifacts import Outcome, StageProgress
-from flows.execution import cores, graph, publish
+from flows.execution import cores, graph, publish, turns
 from flows.execution.cores import Cores
 from flows.execution.graph import GraphError, Node
 from flows.execution.stage_task import Children, Ended, Policy, StageError, repro
+from flows.execution.turns import TurnCancelled, TurnTaken
 from flows.hooks import notify
 from flows.links import flow_run_page
+from flows.run_log import Ending, RunLog
 from stages.provenance import FLOW_RUN_URL
 
 MOST_PARALLEL = 32
@@ -46,6 +48,19 @@ POLL_SECONDS = 1.0
 CANCELLED = "cancelled; every stage it had started has been ended"
 ALIKE = "what it needs came out as before"
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_PARALLEL)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run was asked for: the flow's parameters."""
+
+    targets: tuple[str, ...]
+    force: bool
+    keep_going: bool
+    push: bool
+    commit: str | None
+    policy: Policy
+    parallel: int
 
 
 @dataclass
@@ -136,38 +151,81 @@ def pipeline(
         retry_delay: seconds before such an attempt.
         parallel: most stages that run at the same time; by default half the cores, at least 2.
     """
-    wanted = list(targets or ())
+    asked = Request(
+        targets=tuple(targets or ()),
+        force=force,
+        keep_going=keep_going,
+        push=push,
+        commit=commit,
+        policy=Policy(timeouts or {}, retries, retry_delay),
+        parallel=parallel or default_parallel(),
+    )
     children = Children(_environment())
-    try:
-        nodes = graph.read(wanted, force=force)
-        _check_timeouts(timeouts or {}, nodes)
-        if commit is not None:
-            publish.check_branch(commit)
-        if push:
-            publish.check_remote()
-        edges = {node.name: node.needs for node in nodes}
-        forced = frozenset(graph.expand(wanted or edges, edges) if force else ())
-        work = Work(children, forced, Policy(timeouts or {}, retries, retry_delay))
-        with _heeding(children):
-            states = _run(nodes, work, keep_going, parallel or default_parallel())
-            state = _summary(nodes, states)
-            _show(nodes, work.outcomes)
-            done = [node.name for node in nodes if states[node.name].is_completed()]
-            if push and done and not children.ending.is_set():
-                state = _after(state, push_data(done, children, return_state=True))
-            if commit is not None and done and not children.ending.is_set():
-                left = {node.name for node in nodes} - set(done)
-                records = [path for node in graph.read() if node.name not in left for path in node.records]
-                state = _after(state, commit_records(commit, records, _message(nodes, states), return_state=True))
-    except (GraphError, publish.PublishError) as error:
-        return Failed(message=str(error))
-    except (KeyboardInterrupt, TerminationSignal):
-        _ignore_signals()
-        children.end()
-    except BaseException:
-        children.end()
-        raise
-    return Cancelled(message=CANCELLED) if children.ending.is_set() else state
+    states: dict[str, State[Any]] = {}
+    state: State[Any] = Cancelled(message=CANCELLED)
+    log = RunLog(str(runtime.flow_run.name))
+    with log.written():
+        try:
+            with _heeding(children), _turn(children):
+                state = _reproduce(asked, children, states)
+        except TurnTaken as taken:
+            state = State(type=StateType.CANCELLED, name="Skipped", message=str(taken))
+        except (GraphError, publish.PublishError) as error:
+            state = Failed(message=str(error))
+        except (KeyboardInterrupt, TerminationSignal, TurnCancelled):
+            _ignore_signals()
+            children.end()
+        except BaseException as error:
+            children.end()
+            log.end(_ending(Crashed(message=f"{type(error).__name__}: {error}"), states))
+            raise
+        if children.ending.is_set():
+            state = Cancelled(message=CANCELLED)
+        log.end(_ending(state, states))
+    return state
+
+
+@contextmanager
+def _turn(children: Children) -> Iterator[None]:
+    """A run of a deployment takes its turn; of one started by hand, DVC's locks are enough, stage by stage."""
+    if runtime.deployment.id is None:
+        yield
+        return
+    name, run = str(runtime.deployment.name), str(runtime.flow_run.name)
+    with turns.turn(name, run, get_run_logger().info, children.ending):
+        yield
+
+
+def _ending(state: State[Any], states: Mapping[str, State[Any]]) -> Ending:
+    """What the run's file says of its end."""
+    failures = {name: str(end.message) for name, end in states.items() if end.is_failed() or end.is_crashed()}
+    page = flow_run_page(runtime.flow_run.id)
+    deployment = str(runtime.deployment.name or "")
+    return Ending(str(runtime.flow_run.name), deployment, str(state.name), state.message or "", failures, page)
+
+
+def _reproduce(asked: Request, children: Children, states: dict[str, State[Any]]) -> State[Any]:
+    """Run what must be run, and publish what was asked for; fills in the final state of each stage."""
+    nodes = graph.read(asked.targets, force=asked.force)
+    _check_timeouts(asked.policy.timeouts, nodes)
+    if asked.commit is not None:
+        publish.check_branch(asked.commit)
+    if asked.push:
+        publish.check_remote()
+    edges = {node.name: node.needs for node in nodes}
+    forced = frozenset(graph.expand(asked.targets or edges, edges) if asked.force else ())
+    work = Work(children, forced, asked.policy)
+    _run(nodes, work, asked, states)
+    state = _summary(nodes, states)
+    _show(nodes, work.outcomes)
+    done = [node.name for node in nodes if states[node.name].is_completed()]
+    if asked.push and done and not children.ending.is_set():
+        state = _after(state, push_data(done, children, return_state=True))
+    if asked.commit is not None and done and not children.ending.is_set():
+        left = {node.name for node in nodes} - set(done)
+        records = [path for node in graph.read() if node.name not in left for path in node.records]
+        state = _after(state, commit_records(asked.commit, records, _message(nodes, states), return_state=True))
+    return state
 
 
 @contextmanager
@@ -224,13 +282,12 @@ def _ignore_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> dict[str, State[Any]]:
-    """Run the stages in the order of their graph; the final state of each."""
+def _run(nodes: Sequence[Node], work: Work, asked: Request, states: dict[str, State[Any]]) -> None:
+    """Run the stages in the order of their graph; fills in the final state of each."""
     by_name = {node.name: node for node in nodes}
     order = TopologicalSorter({node.name: node.needs for node in nodes})
     order.prepare()
     ended: queue.SimpleQueue[tuple[str, State[Any]]] = queue.SimpleQueue()
-    states: dict[str, State[Any]] = {}
     ready: list[Node] = []
     running = 0
 
@@ -245,16 +302,15 @@ def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> 
         for node in ready:
             needs = [states[name] for name in node.needs]
             ending = work.children.ending.is_set()
-            obstacle = "the run was cancelled" if ending else _obstacle(node, states, keep_going)
+            obstacle = "the run was cancelled" if ending else _obstacle(node, states, asked.keep_going)
             if obstacle is not None:
                 finish(node.name, skipped(node.name, obstacle, return_state=True))
             elif not node.changed:
                 finish(node.name, cached(node.name, return_state=True, wait_for=needs))
-            elif running < parallel:
+            elif running < asked.parallel:
                 running += 1
-                most = min(
-                    parallel, cores.at_once({other.name: other.needs for other in nodes if _is_open(other, states)})
-                )
+                left = {other.name: other.needs for other in nodes if other.changed and other.name not in states}
+                most = min(asked.parallel, cores.at_once(left))
                 future = run_stage.submit(name=node.name, work=work, at_once=most, wait_for=needs, return_state=False)
                 future.add_done_callback(_reporter(node.name, ended))
             else:
@@ -265,12 +321,6 @@ def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> 
             name, state = ended.get()
             running -= 1
             finish(name, state)
-    return states
-
-
-def _is_open(node: Node, states: Mapping[str, State[Any]]) -> bool:
-    """Whether `node` works, or will."""
-    return node.changed and node.name not in states
 
 
 def _reporter(name: str, ended: queue.SimpleQueue[tuple[str, State[Any]]]) -> Any:

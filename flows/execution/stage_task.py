@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flows.environment import PASSWORDS
 from flows.execution import dvc_process, leash
 
 GRACE_SECONDS = 10.0
@@ -70,7 +71,10 @@ class Children:
     """The leashed processes that are alive now, so that one call ends them all from whatever thread."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        own = {
+            name: value for name, value in os.environ.items() if name not in PASSWORDS
+        }  # a stage asks nothing of Prefect
+        self._environment = {**own, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._alive: dict[int, subprocess.Popen[str]] = {}
         self._lock = threading.Lock()
         self.ending = threading.Event()

@@ -23,7 +23,6 @@ deployments:
     entrypoint: flows/pipeline.py:pipeline
     parameters: {targets: [pretrain@m]}
     schedules: [{interval: 20, anchor_date: "2026-01-01T00:00:00+00:00"}]
-    concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}
     work_pool: {name: pretext}
 """
 
@@ -41,9 +40,31 @@ class Schedule:
         assert self.process.stdout is not None
         return self.process.stdout.read()
 
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        return api(self.address, path, body, (self.project.root / ".prefect/password").read_text())
+
     def runs(self, *states: str) -> list[dict[str, Any]]:
         wanted = {"flow_runs": {"state": {"type": {"any_": list(states)}}}, "sort": "START_TIME_DESC"}
-        return api(self.address, "/flow_runs/filter", wanted)
+        return self.ask("/flow_runs/filter", wanted)
+
+    def run(self, identifier: str) -> dict[str, Any]:
+        return self.ask(f"/flow_runs/{identifier}")
+
+    def kill(self, *words: str) -> None:
+        """`kill -9` to the process with these words on its command line, not to the leash that holds it."""
+        (found,) = [
+            process
+            for process in self.project.processes()
+            if set(words) <= set(process.cmdline()) and "flows.execution.leash" not in process.cmdline()
+        ]
+        found.kill()
+
+    def training(self) -> str:
+        """Wait for a training; the run that it belongs to."""
+        pid = self.project.root / "notes/pretrain-m.pid"
+        pid.unlink(missing_ok=True)
+        wait_for(lambda: _text(pid), 90, "a run trains")
+        return wait_for(lambda: self.runs("RUNNING"), 10, "it is known to")[0]["id"]
 
 
 @pytest.fixture
@@ -66,7 +87,7 @@ def test_a_scheduled_run_completes_is_cancelled_by_the_api_and_all_ends_with_ctr
     done = wait_for(lambda: schedule.runs("COMPLETED"), 150, "a scheduled run has completed")[-1]
     assert done["deployment_id"] and done["auto_scheduled"]
     assert done["state"]["message"].startswith("2 stages ran")
-    shown = api(schedule.address, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [done["id"]]}}})
+    shown = schedule.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [done["id"]]}}})
     assert {"stages", "metrics", "loss-m"} <= {artifact["key"] for artifact in shown}
 
     listening = {
@@ -85,7 +106,7 @@ def test_a_scheduled_run_completes_is_cancelled_by_the_api_and_all_ends_with_ctr
     pid = int(wait_for(lambda: _text(project.root / "notes/pretrain-m.pid"), 60, "training has started"))
     (run,) = schedule.runs("RUNNING")
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    assert api(schedule.address, f"/flow_runs/{run['id']}/set_state", state)["status"] == "ACCEPT"
+    assert schedule.ask(f"/flow_runs/{run['id']}/set_state", state)["status"] == "ACCEPT"
     wait_for(lambda: not psutil.pid_exists(pid), 15, "the training process has ended")
     wait_for(lambda: schedule.runs("CANCELLED"), 15, "the run is cancelled")
     assert schedule.runs("CANCELLED")[0]["state_name"] == "Cancelled"
@@ -101,6 +122,44 @@ def test_a_scheduled_run_completes_is_cancelled_by_the_api_and_all_ends_with_ctr
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def test_the_schedule_goes_on_after_a_kill_of_its_worker_of_a_run_and_of_its_server(schedule: Schedule) -> None:
+    project = schedule.project
+    project.write_params({"m": "1000"})
+    wait_for(lambda: answers(f"{schedule.address}/health"), 120, "the server answers")
+    wait_for(lambda: _text(project.root / ".prefect/password"), 10, "there is a password")
+
+    first = schedule.training()
+    left_out = wait_for(lambda: schedule.runs("CANCELLED"), 60, "a run that is due meanwhile is left out")[0]
+    name = schedule.run(first)["name"]
+    assert left_out["state_name"] == "Skipped"
+    assert left_out["state"]["message"].startswith(f"left out: the run {name} (since 2")
+
+    schedule.kill("worker", "start")
+    second = schedule.training()
+    assert schedule.run(first)["state_type"] in ("CANCELLED", "CRASHED")
+
+    pending = schedule.runs("SCHEDULED")[-1]["id"]  # as a worker leaves it that is killed before it has started the run
+    state = {"state": {"type": "PENDING", "name": "Pending"}, "force": True}
+    assert schedule.ask(f"/flow_runs/{pending}/set_state", state)["status"] == "ACCEPT"
+    schedule.kill("worker", "start")
+    third = schedule.training()
+    assert schedule.run(pending)["state_type"] == "CRASHED"
+    assert schedule.run(second)["state_type"] in ("CANCELLED", "CRASHED")
+
+    schedule.kill("-m", "prefect.engine")
+    fourth = schedule.training()
+    assert schedule.run(third)["state_type"] == "CRASHED"
+
+    schedule.kill("prefect", "server", "start")
+    project.write_params({"m": "0"})
+    wait_for(lambda: answers(f"{schedule.address}/health"), 90, "the server answers again")
+    wait_for(lambda: fourth not in [run["id"] for run in schedule.runs("RUNNING")], 90, "the run has ended")
+    wait_for(lambda: schedule.runs("COMPLETED"), 90, "a later run has completed")
+    schedule.process.send_signal(signal.SIGINT)
+    assert schedule.process.wait(60) == 0
+    assert schedule.said().count("it is started anew") == 3
 
 
 def test_a_taken_port_is_one_sentence(project: Project) -> None:
