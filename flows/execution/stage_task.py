@@ -71,10 +71,9 @@ class Children:
     """The leashed processes that are alive now, so that one call ends them all from whatever thread."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        own = {
-            name: value for name, value in os.environ.items() if name not in PASSWORDS
-        }  # a stage asks nothing of Prefect
-        self._environment = {**own, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        for name in PASSWORDS:  # a stage asks nothing of Prefect, and may hand its environment to another machine
+            self._environment.pop(name, None)
         self._alive: dict[int, subprocess.Popen[str]] = {}
         self._lock = threading.Lock()
         self.ending = threading.Event()

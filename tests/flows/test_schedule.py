@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import stat
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +94,16 @@ def test_a_scheduled_run_completes_is_cancelled_by_the_api_and_all_ends_with_ctr
     shown = schedule.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [done["id"]]}}})
     assert {"stages", "metrics", "loss-m"} <= {artifact["key"] for artifact in shown}
 
+    with pytest.raises(urllib.error.HTTPError, match="401"):  # without the password
+        api(schedule.address, "/flow_runs/filter", {})
+    assert stat.S_IMODE((project.root / ".prefect/password").stat().st_mode) == 0o600
+    password = (project.root / ".prefect/password").read_text()
+    assert origins_answered(schedule.address) == [f"http://127.0.0.1:{schedule.port}"]
+    assert not any(password in " ".join(process.cmdline()) for process in project.processes())
+    logs = [path for path in (project.root / ".prefect/logs").iterdir() if path.is_file()]
+    assert {"server.log", "worker.log"} < {path.name for path in logs}
+    assert not any(password in path.read_text() for path in logs)
+
     listening = {
         connection.laddr.ip
         for process in project.processes()
@@ -118,6 +132,18 @@ def test_a_scheduled_run_completes_is_cancelled_by_the_api_and_all_ends_with_ctr
     said = schedule.said()
     assert "soon " in said and f"http://127.0.0.1:{schedule.port}" in said
     wait_for(lambda: not project.processes(), 15, "no process is left")
+
+
+def origins_answered(address: str) -> list[str]:
+    """Of three origins, those to whose pages a browser would give this server's answers."""
+    port = urllib.parse.urlsplit(address).port
+    found = []
+    for origin in ("https://evil.example", "http://127.0.0.1:1", f"http://127.0.0.1:{port}"):
+        request = urllib.request.Request(f"{address}/health", headers={"Origin": origin})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            if answer.headers.get("Access-Control-Allow-Origin") is not None:
+                found.append(origin)
+    return found
 
 
 def _text(path: Path) -> str:
@@ -155,7 +181,9 @@ def test_the_schedule_goes_on_after_a_kill_of_its_worker_of_a_run_and_of_its_ser
     schedule.kill("prefect", "server", "start")
     project.write_params({"m": "0"})
     wait_for(lambda: answers(f"{schedule.address}/health"), 90, "the server answers again")
-    wait_for(lambda: fourth not in [run["id"] for run in schedule.runs("RUNNING")], 90, "the run has ended")
+    assert schedule.run(fourth)["state_type"] == "RUNNING"  # it has waited for the server
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    assert schedule.ask(f"/flow_runs/{fourth}/set_state", state)["status"] == "ACCEPT"
     wait_for(lambda: schedule.runs("COMPLETED"), 90, "a later run has completed")
     schedule.process.send_signal(signal.SIGINT)
     assert schedule.process.wait(60) == 0
@@ -182,5 +210,6 @@ def test_the_deployments_of_the_project_are_what_the_issue_of_a_night_needs() ->
     assert set(deployments) == {"nightly", "weekly"}
     assert not deployments["nightly"]["parameters"].get("force") and deployments["weekly"]["parameters"]["force"]
     for deployment in deployments.values():
-        assert deployment["concurrency_limit"]["limit"] == 1 and deployment["schedules"][0]["cron"]
+        assert deployment["schedules"][0]["cron"] and deployment["schedules"][0]["timezone"]
+        assert "concurrency_limit" not in deployment  # a slot that the server counts can leak
         pipeline.validate_parameters(json.loads(json.dumps(deployment["parameters"])))

@@ -33,6 +33,12 @@ def test_a_stage_sees_its_share_of_the_cores_as_the_whole_machine() -> None:
     assert tail == [str(len(os.sched_getaffinity(0)))]
 
 
+def test_a_stage_is_not_told_prefects_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "pretext:do-not-tell")
+    _, tail = Children().run(python("import os; print(os.environ)"), lambda line: None)
+    assert "do-not-tell" not in "".join(tail)
+
+
 def test_a_timeout_ends_the_stage_and_says_so() -> None:
     began = time.monotonic()
     with pytest.raises(Ended, match="its timeout of"):
