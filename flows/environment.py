@@ -40,7 +40,8 @@ def prepare() -> None:
         os.environ.setdefault("PREFECT_HOME", str(HOME.absolute()))
         if (address := running_server()) is not None:
             os.environ["PREFECT_API_URL"] = address
-            os.environ.setdefault(PASSWORDS[0], password())
+    if os.environ.get("PREFECT_API_URL", "") == remembered_server() and password_file().exists():
+        os.environ.setdefault(PASSWORDS[0], password())
 
 
 def is_ours() -> bool:
@@ -93,13 +94,18 @@ def forget_server() -> None:
     (home() / _SERVER).unlink(missing_ok=True)
 
 
-def running_server() -> str | None:
-    """The API of the remembered server, if it answers."""
+def remembered_server() -> str | None:
+    """The API of the remembered server."""
     try:
-        address = (home() / _SERVER).read_text(encoding="utf-8").strip()
+        return (home() / _SERVER).read_text(encoding="utf-8").strip()
     except OSError:
         return None
-    return address if answers(address) else None
+
+
+def running_server() -> str | None:
+    """The API of the remembered server, if it answers."""
+    address = remembered_server()
+    return address if address is not None and answers(address) else None
 
 
 def answers(address: str) -> bool:

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
+import httpx
+
 from flows import environment, run_log
 from flows.server import PATIENCE_SECONDS, ServerError, address, end, start, wait
 
@@ -141,7 +143,7 @@ def announce(client: Client) -> None:
 
 
 def say_where(ui: str, own: bool) -> None:
-    """Print the pages' address, and the password they ask for; where the output is kept, only where that lies."""
+    """Print the pages' address and, in a terminal, the password they ask for; elsewhere, only where it lies."""
     print(f"Prefect: {ui}")
     if own and environment.PASSWORDS[1] in os.environ:
         known = os.environ[environment.PASSWORDS[1]] == environment.password()
@@ -177,6 +179,8 @@ class Keeper:
             if "worker" in self._running:
                 print("ending: running flows are being cancelled", flush=True)
                 client.cancel_all()
+        except httpx.HTTPError as error:
+            raise ServerError(f"the Prefect server does not answer: {error}") from None
         finally:
             for process in reversed(self._running.values()):
                 end(process)

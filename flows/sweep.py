@@ -163,19 +163,22 @@ def sweep(
             bench = Bench(children, queue.SimpleQueue(), at_once)
             for copy in copies:
                 bench.copies.put(copy)
-            wanted = probes(targets)
-            futures = {name: experiment.submit(name, point, wanted, bench) for name, point in named.items()}
-            for name, future in futures.items():
-                future.wait()
-                state, point = future.state, named[name]
-                if state.is_completed():
-                    results += collect(name, point, models)
-                else:
-                    results += [Result(name, model, point, failure=state.message) for model in models]
+            try:
+                wanted = probes(targets)
+                futures = {name: experiment.submit(name, point, wanted, bench) for name, point in named.items()}
+                for name, future in futures.items():
+                    future.wait()
+                    state, point = future.state, named[name]
+                    if state.is_completed():
+                        results += collect(name, point, models)
+                    else:
+                        results += [Result(name, model, point, failure=state.message) for model in models]
+            except BaseException:
+                children.end()  # before its folders go
+                raise
     except PublishError as error:
         return Failed(message=str(error))
     except (KeyboardInterrupt, TerminationSignal):
-        children.end()
         return Cancelled(message=f"cancelled after {len(results)} results; what it had started has been ended")
     shown = table(results)
     create_markdown_artifact(shown, key="sweep", description=f"{len(results)} results")

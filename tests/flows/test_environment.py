@@ -46,3 +46,14 @@ def test_a_password_of_the_users_own_stays() -> None:
     os.environ["PREFECT_SERVER_API_AUTH_STRING"] = "me:mine"
     environment.guard("http://127.0.0.1:4200/api")
     assert os.environ["PREFECT_API_AUTH_STRING"] == "me:mine"
+
+
+def test_whoever_names_the_schedules_server_says_its_password_and_to_no_other() -> None:
+    password = environment.password()
+    environment.remember_server("http://127.0.0.1:4200/api")
+    os.environ["PREFECT_API_URL"] = "http://elsewhere:4200/api"
+    environment.prepare()
+    assert "PREFECT_API_AUTH_STRING" not in os.environ
+    os.environ["PREFECT_API_URL"] = "http://127.0.0.1:4200/api"
+    environment.prepare()
+    assert os.environ["PREFECT_API_AUTH_STRING"] == password

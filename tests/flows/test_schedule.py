@@ -67,7 +67,7 @@ class Schedule:
         """Wait for a training; the run that it belongs to."""
         pid = self.project.root / "notes/pretrain-m.pid"
         pid.unlink(missing_ok=True)
-        wait_for(lambda: _text(pid), 90, "a run trains")
+        wait_for(lambda: _text(pid), 240, "a run trains")
         return wait_for(lambda: self.runs("RUNNING"), 10, "it is known to")[0]["id"]
 
 
@@ -157,37 +157,33 @@ def test_the_schedule_goes_on_after_a_kill_of_its_worker_of_a_run_and_of_its_ser
     wait_for(lambda: _text(project.root / ".prefect/password"), 10, "there is a password")
 
     first = schedule.training()
-    left_out = wait_for(lambda: schedule.runs("CANCELLED"), 60, "a run that is due meanwhile is left out")[0]
+    left_out = wait_for(lambda: schedule.runs("CANCELLED"), 120, "a run that is due meanwhile is left out")[0]
     name = schedule.run(first)["name"]
     assert left_out["state_name"] == "Skipped"
     assert left_out["state"]["message"].startswith(f"left out: the run {name} (since 2")
-
-    schedule.kill("worker", "start")
-    second = schedule.training()
-    assert schedule.run(first)["state_type"] in ("CANCELLED", "CRASHED")
 
     pending = schedule.runs("SCHEDULED")[-1]["id"]  # as a worker leaves it that is killed before it has started the run
     state = {"state": {"type": "PENDING", "name": "Pending"}, "force": True}
     assert schedule.ask(f"/flow_runs/{pending}/set_state", state)["status"] == "ACCEPT"
     schedule.kill("worker", "start")
-    third = schedule.training()
+    second = schedule.training()
     assert schedule.run(pending)["state_type"] == "CRASHED"
-    assert schedule.run(second)["state_type"] in ("CANCELLED", "CRASHED")
+    assert schedule.run(first)["state_type"] in ("CANCELLED", "CRASHED")
 
     schedule.kill("-m", "prefect.engine")
-    fourth = schedule.training()
-    assert schedule.run(third)["state_type"] == "CRASHED"
+    third = schedule.training()
+    assert schedule.run(second)["state_type"] == "CRASHED"
 
     schedule.kill("prefect", "server", "start")
     project.write_params({"m": "0"})
-    wait_for(lambda: answers(f"{schedule.address}/health"), 90, "the server answers again")
-    assert schedule.run(fourth)["state_type"] == "RUNNING"  # it has waited for the server
+    wait_for(lambda: answers(f"{schedule.address}/health"), 180, "the server answers again")
+    assert schedule.run(third)["state_type"] == "RUNNING"  # it has waited for the server
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    assert schedule.ask(f"/flow_runs/{fourth}/set_state", state)["status"] == "ACCEPT"
-    wait_for(lambda: schedule.runs("COMPLETED"), 90, "a later run has completed")
+    assert schedule.ask(f"/flow_runs/{third}/set_state", state)["status"] == "ACCEPT"
+    wait_for(lambda: schedule.runs("COMPLETED"), 180, "a later run has completed")
     schedule.process.send_signal(signal.SIGINT)
     assert schedule.process.wait(60) == 0
-    assert schedule.said().count("it is started anew") == 3
+    assert schedule.said().count("it is started anew") == 2
 
 
 def test_a_taken_port_is_one_sentence(project: Project) -> None:
