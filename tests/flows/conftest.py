@@ -32,6 +32,7 @@ folder = pathlib.Path("data") / stage / name
 folder.mkdir(parents=True, exist_ok=True)
 notes = pathlib.Path(os.environ.get("NOTES", "notes")); notes.mkdir(exist_ok=True)
 started = time.time()
+(notes / f"{stage}-{name}.cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 (notes / f"{stage}-{name}.pid").write_text(str(os.getpid()))
 for step in range(int(float(seconds) * 10)):
     time.sleep(0.1)

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ def test_cancelling_by_the_api_ends_every_process_and_starts_nothing_more(served
     served.write_params({"a": "60", "b": "60", "c": "0"})
     flow = served.start("flows.run", "--parallel", "2")
     wait_for(lambda: len(list((served.root / "notes").glob("pretrain-*.pid"))) == 2, 60, "training has started")
+    first, second = (set(json.loads((served.root / f"notes/pretrain-{of}.cores").read_text())) for of in "ab")
+    assert not first & second or len(os.sched_getaffinity(0)) == 1  # each has its share of the cores
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     assert api(server, f"/flow_runs/{last_run(server)['id']}/set_state", state)["status"] == "ACCEPT"
     assert flow.wait(15) == 130
@@ -170,6 +173,9 @@ def test_a_signal_to_all_of_a_terminal_ends_the_flow_and_the_server_it_has_broug
     project.write_params({"m": "60"})
     flow = project.start("flows.run")
     wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    (port,) = {c.laddr.port for p in project.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+    with pytest.raises(urllib.error.HTTPError, match="401"):  # without the password
+        api(f"http://127.0.0.1:{port}/api", "/flow_runs/filter", {})
     os.killpg(flow.pid, number)
     assert flow.wait(20) == 130
     assert project.processes() == []
