@@ -27,7 +27,7 @@ def run(name: str, ending: Ending | None, *lines: str, at: str = "") -> RunLog:
         log.path = run_log.FOLDER / f"{at}-{name}.log"
     with log.written():
         for line in lines:
-            logging.getLogger("prefect.task_runs").warning(line, extra={"task_run_name": "pretrain@m"})
+            logging.getLogger("prefect.pretext").warning(line, extra={"task_run_name": "pretrain@m"})
         if ending is not None:
             log.end(ending)
     return log
