@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DO_NOT_TRACK ?= 1
 
-.PHONY: environment run check test lint quick flow review schedule screenshots lock clean results
+.PHONY: environment run check test lint quick flow review schedule screenshots lock clean results failures
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	python -m stages.code
@@ -43,6 +43,9 @@ review: $(VENV)/installed ## the MLflow UI on every run so far
 
 schedule: $(VENV)/installed ## a Prefect server and worker here, with the nightly and weekly runs of prefect.yaml
 	python -m flows.schedule
+
+failures: $(VENV)/installed ## the last run that failed: stage, reason, end of its log
+	python -m flows.last_failure
 
 screenshots: $(VENV)/installed ## docs/*.png, from the real MLflow and Prefect pages of this project's runs
 	python -m docs.screenshots

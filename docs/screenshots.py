@@ -6,6 +6,7 @@ MLflow server that keeps the runs) is used.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, ViewportSize, sync_playwright
 
+from flows import environment
 from flows.execution import leash
 from flows.links import ranked_runs
 from stages.provenance import tracking_uri
@@ -83,9 +85,17 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def post(address: str, body: dict[str, Any]) -> Any:
+def token() -> str | None:
+    """Prefect's password as its API and its pages want it; None where the server asks for none."""
+    password = os.environ.get(environment.PASSWORDS[0])
+    return None if password is None else base64.b64encode(password.encode()).decode()
+
+
+def post(address: str, body: dict[str, Any], **headers: str) -> Any:
     """The answer of a JSON API."""
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        address, json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
+    )
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
 
@@ -128,20 +138,24 @@ Shot = tuple[str, Image.Image, str]
 
 def prefect_pages(browser: Browser, api: str) -> Iterator[Shot]:
     """The page of the longest flow run with its graph, and its metrics."""
-    base = api.removesuffix("/api")
+    base, known = api.removesuffix("/api"), token()
+    headers = {} if known is None else {"Authorization": f"Basic {known}"}
+    log_in = "" if known is None else f"localStorage.setItem('prefect-password', '{known}');"
     wanted = {"flows": {"name": {"any_": ["pretext"]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-    runs = post(f"{api}/flow_runs/filter", {"limit": 200, **wanted})
+    runs = post(f"{api}/flow_runs/filter", {"limit": 200, **wanted}, **headers)
     if not runs:
         sys.exit("error: Prefect has no completed flow run; make one: make flow")
     run = max(runs, key=lambda run: run["total_run_time"])
     address = f"{base}/runs/flow-run/{run['id']}"
     page = browser.new_page(viewport=PAGE, device_scale_factor=GRAPH_DENSITY)
+    page.add_init_script(log_in)
     opened(page, address, run["name"], "Task Runs")
     yield "prefect-flow-run", _with_graph(page), page.inner_text("body")
 
     asked = {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["metrics"]}}
-    (artifact, *_) = post(f"{api}/artifacts/filter", {"artifacts": asked})
+    (artifact, *_) = post(f"{api}/artifacts/filter", {"artifacts": asked}, **headers)
     page = browser.new_page(viewport=PAGE)
+    page.add_init_script(log_in)
     opened(page, f"{base}/artifacts/artifact/{artifact['id']}", "accuracy", "ingest")
     yield "prefect-metrics", drawn(page), page.inner_text("body")
 
@@ -213,6 +227,7 @@ def take() -> Iterator[Shot]:
         if api is None:
             port = free_port()
             api = f"http://127.0.0.1:{port}/api"
+            environment.guard(api)
             start = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
             stack.enter_context(served(start, f"{api}/health"))
         base = tracking_uri().rstrip("/")

@@ -2,7 +2,8 @@
 
 Nothing leaks into the user's home: without a configuration of the user's own, Prefect's is `.prefect/` in the project.
 A server that `make schedule` has started there is found and used; without one, a flow brings its own for as long as it
-runs. Databases are SQLite files, or PostgreSQL where the tools' own variables name one:
+runs. Either asks for a password, which the project makes up for itself. Databases are SQLite files, or PostgreSQL where
+the tools' own variables name one:
 
     PREFECT_API_DATABASE_CONNECTION_URL=postgresql+asyncpg://USER:PASSWORD@HOST/prefect
     MLFLOW_TRACKING_URI=postgresql://USER:PASSWORD@HOST/mlflow
@@ -10,14 +11,19 @@ runs. Databases are SQLite files, or PostgreSQL where the tools' own variables n
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 HOME = Path(".prefect")
 WEBHOOK = "PRETEXT_WEBHOOK"
-_SERVER = "server"
+PASSWORDS = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
+"""What a client says, and what a server wants to hear."""
+_SERVER, _PASSWORD = "server", "password"
 RETRIES = "4"
 """Of a request to Prefect's server: half a minute in all, in which it may be started anew."""
 
@@ -34,6 +40,8 @@ def prepare() -> None:
         os.environ.setdefault("PREFECT_HOME", str(HOME.absolute()))
         if (address := running_server()) is not None:
             os.environ["PREFECT_API_URL"] = address
+    if os.environ.get("PREFECT_API_URL", "") == remembered_server() and password_file().exists():
+        os.environ.setdefault(PASSWORDS[0], password())
 
 
 def is_ours() -> bool:
@@ -44,6 +52,35 @@ def is_ours() -> bool:
 def home() -> Path:
     """Prefect's folder."""
     return Path(os.environ.get("PREFECT_HOME", HOME))
+
+
+def password_file() -> Path:
+    """Where the project's password for its Prefect servers lies."""
+    return home() / _PASSWORD
+
+
+def password() -> str:
+    """The project's password for its Prefect servers, which nobody but its owner can read; made where it is missing."""
+    path = password_file()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".password-", dir=path.parent)  # of mode 0600
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"pretext:{secrets.token_urlsafe()}")
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.hardlink_to(temporary)
+        Path(temporary).unlink()
+    return path.read_text(encoding="utf-8").strip()
+
+
+def guard(address: str) -> None:
+    """Have a server that is started for the API `address` ask for the password, and answer no page but its own.
+
+    What the user has set stays.
+    """
+    os.environ.setdefault(PASSWORDS[1], password())
+    os.environ.setdefault(PASSWORDS[0], os.environ[PASSWORDS[1]])
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", address.removesuffix("/api"))
 
 
 def remember_server(address: str) -> None:
@@ -57,13 +94,18 @@ def forget_server() -> None:
     (home() / _SERVER).unlink(missing_ok=True)
 
 
-def running_server() -> str | None:
-    """The API of the remembered server, if it answers."""
+def remembered_server() -> str | None:
+    """The API of the remembered server."""
     try:
-        address = (home() / _SERVER).read_text(encoding="utf-8").strip()
+        return (home() / _SERVER).read_text(encoding="utf-8").strip()
     except OSError:
         return None
-    return address if answers(address) else None
+
+
+def running_server() -> str | None:
+    """The API of the remembered server, if it answers."""
+    address = remembered_server()
+    return address if address is not None and answers(address) else None
 
 
 def answers(address: str) -> bool:

@@ -3,7 +3,7 @@
 One task per stage of DVC's graph. What DVC calls unchanged is `Cached` without a process being started; the rest runs
 as soon as what it waits for is done, independent branches at the same time. After a failure nothing new is started,
 while what runs comes to its end; with `keep_going`, what does not need the failed stage is started, too. A cancelled
-run ends everything it has started.
+run ends everything it has started. What succeeded is published even where something else has failed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import artifacts
 from flows.artifacts import StageProgress, StageResult
-from flows.execution import graph, publish
+from flows.execution import cores, graph, publish, turns
+from flows.execution.cores import Cores
 from flows.execution.graph import GraphError, Node
 from flows.execution.stage_task import Children, Ended, Policy, StageError, repro
+from flows.execution.turns import TurnCancelled, TurnTaken
 from flows.hooks import notify
 from flows.links import flow_run_page
+from flows.run_log import Ending, RunLog
 from stages.provenance import FLOW_RUN_URL
 
 MOST_PARALLEL = 32
@@ -48,6 +51,19 @@ ALIKE = "what it needs came out as before"
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_PARALLEL)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a run was asked for: the flow's parameters."""
+
+    targets: tuple[str, ...]
+    force: bool
+    keep_going: bool
+    push: bool
+    commit: str | None
+    policy: Policy
+    parallel: int
+
+
 @dataclass
 class Work:
     """What the tasks of one run share."""
@@ -55,6 +71,7 @@ class Work:
     children: Children
     forced: frozenset[str]
     policy: Policy
+    cores: Cores = field(default_factory=Cores)
     outcomes: dict[str, StageResult] = field(default_factory=dict)
 
 
@@ -71,8 +88,8 @@ def skipped(name: str, reason: str) -> State[Any]:
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def run_stage(name: str, work: Work) -> State[Any]:
-    """A stage that DVC must run."""
+def run_stage(name: str, work: Work, at_once: int) -> State[Any]:
+    """A stage that DVC must run, on its share of the cores where at most `at_once` run."""
     logger, progress, began = get_run_logger(), StageProgress(name), time.monotonic()
 
     def log(line: str) -> None:
@@ -80,7 +97,8 @@ def run_stage(name: str, work: Work) -> State[Any]:
         progress.line(line)
 
     try:
-        ran = repro(name, work.children, log, force=name in work.forced, policy=work.policy)
+        with work.cores.share(at_once) as share:
+            ran = repro(name, work.children, log, force=name in work.forced, policy=work.policy, cores=share)
         state: State[Any] = Completed(message="reproduced") if ran else Completed(name="Cached", message=ALIKE)
         progress.done()
     except StageError as error:
@@ -127,45 +145,90 @@ def pipeline(
         targets: stages (`linear-probe@gpt`), or kinds of them (`pretrain`); every stage, if empty.
         force: run the targets even if they have not changed.
         keep_going: after a failure, go on with what does not need the failed stage.
-        push: in the end, send the outputs to DVC's default remote.
-        commit: in the end, commit dvc.lock, metrics and plots on this branch.
+        push: in the end, send the outputs to DVC's default remote; after a failure, those of what succeeded.
+        commit: in the end, commit dvc.lock, metrics and plots on this branch; after a failure, of what succeeded.
         timeouts: seconds that a stage may take, by its name, its kind (`pretrain`), or `all`.
-        retries: how often a failed training is tried again; it resumes from its checkpoint.
+        retries: how often a failed ingest or training is tried again; a training resumes from its checkpoint.
         retry_delay: seconds before such an attempt.
         parallel: most stages that run at the same time; by default half the cores, at least 2.
     """
-    wanted = list(targets or ())
+    asked = Request(
+        targets=tuple(targets or ()),
+        force=force,
+        keep_going=keep_going,
+        push=push,
+        commit=commit,
+        policy=Policy(timeouts or {}, retries, retry_delay),
+        parallel=parallel or default_parallel(),
+    )
     children = Children(_environment())
-    try:
-        nodes = graph.read(wanted, force=force)
-        _check_timeouts(timeouts or {}, nodes)
-        if commit is not None:
-            publish.check_branch(commit)
-        if push:
-            publish.check_remote()
-        edges = {node.name: node.needs for node in nodes}
-        forced = frozenset(graph.expand(wanted or edges, edges) if force else ())
-        work = Work(children, forced, Policy(timeouts or {}, retries, retry_delay))
-        with _heeding(children):
-            states = _run(nodes, work, keep_going, parallel or default_parallel())
-            state = _summary(nodes, states)
-            _show(nodes, work.outcomes)
-            if state.is_completed() and any(node.kind == "linear-probe" for node in nodes):
-                _register(children)
-            if state.is_completed() and push:
-                state = _after(state, push_data(wanted, children, return_state=True))
-            if state.is_completed() and commit is not None:
-                records = [path for node in graph.read() for path in node.records]
-                state = _after(state, commit_records(commit, records, _message(state, nodes), return_state=True))
-    except (GraphError, publish.PublishError) as error:
-        return Failed(message=str(error))
-    except (KeyboardInterrupt, TerminationSignal):
-        _ignore_signals()
-        children.end()
-    except BaseException:
-        children.end()
-        raise
-    return Cancelled(message=CANCELLED) if children.ending.is_set() else state
+    states: dict[str, State[Any]] = {}
+    state: State[Any] = Cancelled(message=CANCELLED)
+    log = RunLog(str(runtime.flow_run.name))
+    with log.written():
+        try:
+            with _heeding(children), _turn(children):
+                state = _reproduce(asked, children, states)
+        except TurnTaken as taken:
+            state = State(type=StateType.CANCELLED, name="Skipped", message=str(taken))
+        except (GraphError, publish.PublishError) as error:
+            state = Failed(message=str(error))
+        except (KeyboardInterrupt, TerminationSignal, TurnCancelled):
+            _ignore_signals()
+            children.end()
+        except BaseException as error:
+            children.end()
+            log.end(_ending(Crashed(message=f"{type(error).__name__}: {error}"), states))
+            raise
+        if children.ending.is_set():
+            state = Cancelled(message=CANCELLED)
+        log.end(_ending(state, states))
+    return state
+
+
+@contextmanager
+def _turn(children: Children) -> Iterator[None]:
+    """A run of a deployment takes its turn; of one started by hand, DVC's locks are enough, stage by stage."""
+    if runtime.deployment.id is None:
+        yield
+        return
+    name, run = str(runtime.deployment.name), str(runtime.flow_run.name)
+    with turns.turn(name, run, get_run_logger().info, children.ending):
+        yield
+
+
+def _ending(state: State[Any], states: Mapping[str, State[Any]]) -> Ending:
+    """What the run's file says of its end."""
+    failures = {name: str(end.message) for name, end in states.items() if end.is_failed() or end.is_crashed()}
+    page = flow_run_page(runtime.flow_run.id)
+    deployment = str(runtime.deployment.name or "")
+    return Ending(str(runtime.flow_run.name), deployment, str(state.name), state.message or "", failures, page)
+
+
+def _reproduce(asked: Request, children: Children, states: dict[str, State[Any]]) -> State[Any]:
+    """Run what must be run, and publish what was asked for; fills in the final state of each stage."""
+    nodes = graph.read(asked.targets, force=asked.force)
+    _check_timeouts(asked.policy.timeouts, nodes)
+    if asked.commit is not None:
+        publish.check_branch(asked.commit)
+    if asked.push:
+        publish.check_remote()
+    edges = {node.name: node.needs for node in nodes}
+    forced = frozenset(graph.expand(asked.targets or edges, edges) if asked.force else ())
+    work = Work(children, forced, asked.policy)
+    _run(nodes, work, asked, states)
+    state = _summary(nodes, states)
+    _show(nodes, work.outcomes)
+    if state.is_completed() and any(node.kind == "linear-probe" for node in nodes):
+        _register(children)
+    done = [node.name for node in nodes if states[node.name].is_completed()]
+    if asked.push and done and not children.ending.is_set():
+        state = _after(state, push_data(done, children, return_state=True))
+    if asked.commit is not None and done and not children.ending.is_set():
+        left = {node.name for node in nodes} - set(done)
+        records = [path for node in graph.read() if node.name not in left for path in node.records]
+        state = _after(state, commit_records(asked.commit, records, _message(nodes, states), return_state=True))
+    return state
 
 
 @contextmanager
@@ -231,13 +294,12 @@ def _ignore_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> dict[str, State[Any]]:
-    """Run the stages in the order of their graph; the final state of each."""
+def _run(nodes: Sequence[Node], work: Work, asked: Request, states: dict[str, State[Any]]) -> None:
+    """Run the stages in the order of their graph; fills in the final state of each."""
     by_name = {node.name: node for node in nodes}
     order = TopologicalSorter({node.name: node.needs for node in nodes})
     order.prepare()
     ended: queue.SimpleQueue[tuple[str, State[Any]]] = queue.SimpleQueue()
-    states: dict[str, State[Any]] = {}
     ready: list[Node] = []
     running = 0
 
@@ -252,14 +314,16 @@ def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> 
         for node in ready:
             needs = [states[name] for name in node.needs]
             ending = work.children.ending.is_set()
-            obstacle = "the run was cancelled" if ending else _obstacle(node, states, keep_going)
+            obstacle = "the run was cancelled" if ending else _obstacle(node, states, asked.keep_going)
             if obstacle is not None:
                 finish(node.name, skipped(node.name, obstacle, return_state=True))
             elif not node.changed:
                 finish(node.name, cached(node.name, return_state=True, wait_for=needs))
-            elif running < parallel:
+            elif running < asked.parallel:
                 running += 1
-                future = run_stage.submit(name=node.name, work=work, wait_for=needs, return_state=False)
+                left = {other.name: other.needs for other in nodes if other.changed and other.name not in states}
+                most = min(asked.parallel, cores.at_once(left))
+                future = run_stage.submit(name=node.name, work=work, at_once=most, wait_for=needs, return_state=False)
                 future.add_done_callback(_reporter(node.name, ended))
             else:
                 waiting.append(node)
@@ -269,13 +333,16 @@ def _run(nodes: Sequence[Node], work: Work, keep_going: bool, parallel: int) -> 
             name, state = ended.get()
             running -= 1
             finish(name, state)
-    return states
 
 
 def _reporter(name: str, ended: queue.SimpleQueue[tuple[str, State[Any]]]) -> Any:
     def report(future: PrefectFuture[Any]) -> None:
-        future.wait()  # it is done; without this, `state` asks a server that may not know yet
-        ended.put((name, future.state))
+        try:
+            future.wait()  # it is done; without this, `state` asks a server that may not know yet
+            state = future.state
+        except BaseException as error:  # of Prefect's own around the task: the flow waits for an answer
+            state = Crashed(message=f"{name}: {type(error).__name__}: {error}")
+        ended.put((name, state))
 
     return report
 
@@ -285,29 +352,43 @@ def _obstacle(node: Node, states: Mapping[str, State[Any]], keep_going: bool) ->
     bad = [name for name in node.needs if not states[name].is_completed()]
     if bad:
         return f"it needs {', '.join(bad)}"
-    failed = [name for name, state in states.items() if state.is_failed()]
+    failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
     if failed and node.changed and not keep_going:
         return f"{failed[0]} has failed"
     return None
 
 
 def _summary(nodes: Sequence[Node], states: Mapping[str, State[Any]]) -> State[Any]:
-    bad = [node.name for node in nodes if not states[node.name].is_completed() and states[node.name].name != "Skipped"]
+    bad = _failed(nodes, states)
     if bad:
         return Failed(message="\n\n".join(str(states[name].message) for name in bad))
-    ran = sum(states[node.name].name != "Cached" for node in nodes)
-    return Completed(message=f"{ran} {'stage' if ran == 1 else 'stages'} ran, {len(nodes) - ran} were cached")
+    return Completed(message=_counts(nodes, states))
+
+
+def _failed(nodes: Sequence[Node], states: Mapping[str, State[Any]]) -> list[str]:
+    """What was begun and did not come to a good end."""
+    return [n.name for n in nodes if not states[n.name].is_completed() and states[n.name].name != "Skipped"]
+
+
+def _counts(nodes: Sequence[Node], states: Mapping[str, State[Any]]) -> str:
+    done = [states[node.name].name for node in nodes if states[node.name].is_completed()]
+    cached = done.count("Cached")
+    return f"{len(done) - cached} {'stage' if len(done) - cached == 1 else 'stages'} ran, {cached} were cached"
 
 
 def _after(before: State[Any], step: State[Any]) -> State[Any]:
-    """The run's state after a publishing step."""
-    if not step.is_completed():
-        return Failed(message=step.message or str(step.name))
-    return Completed(message=f"{before.message}; {step.message}")
+    """The run's state after a publishing step: what succeeded is published, and a failure stays one."""
+    if before.is_completed() and step.is_completed():
+        return Completed(message=f"{before.message}; {step.message}")
+    said = [before.message] if not before.is_completed() else []
+    return Failed(message="\n\n".join([*map(str, said), str(step.message or step.name)]))
 
 
-def _message(state: State[Any], nodes: Sequence[Node]) -> str:
+def _message(nodes: Sequence[Node], states: Mapping[str, State[Any]]) -> str:
     """The commit message."""
-    ran = ", ".join(node.name for node in nodes if node.changed) or "nothing"
+    counts, failed = _counts(nodes, states), _failed(nodes, states)
+    ran = [node.name for node in nodes if states[node.name].is_completed() and states[node.name].name != "Cached"]
     url = flow_run_page(runtime.flow_run.id)
-    return f"Results: {state.message}\n\nRan: {ran}\n" + (f"Flow run: {url}\n" if url else "")
+    lines = [f"Results: {counts}{f', {len(failed)} failed' if failed else ''}", ""]
+    lines += [f"Ran: {', '.join(ran) or 'nothing'}", *([f"Failed: {', '.join(failed)}"] if failed else [])]
+    return "\n".join([*lines, *([f"Flow run: {url}"] if url else []), ""])

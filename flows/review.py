@@ -41,6 +41,17 @@ def server_command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", *address, "--artifacts-destination", artifacts.as_uri()]
 
 
+def allowed_hosts(host: str, port: int) -> dict[str, str]:
+    """What MLflow reads the names from under which a server on this machine's own interface may be asked for.
+
+    Its default lets in every name that begins like a private address: one such as `10.evil.example`, once it leads to
+    127.0.0.1, would hand the runs to another's page. Where others are let in, their names are unknown, and it stays.
+    """
+    if host not in ("127.0.0.1", "localhost"):
+        return {}
+    return {"MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in ("127.0.0.1", "localhost"))}
+
+
 def rankings(uri: str, base: str) -> list[str]:
     """For each experiment, the address of its runs, the best probe first; the view is put into the store."""
     from mlflow import MlflowClient
@@ -73,7 +84,8 @@ def main() -> None:
         print(line)
     print(f"{'everything':20} {base}", flush=True)
     command = server_command(given.host, given.port)
-    os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
+    settings = {**allowed_hosts(given.host, given.port), **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    os.execve(command[0], command, settings)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", action="append", default=[], type=timeout, metavar="[STAGE=]SECONDS", help="may be repeated"
     )
-    parser.add_argument("--retries", type=at_least(0), default=2, help="of a failed training (default: 2)")
+    parser.add_argument("--retries", type=at_least(0), default=2, help="of a failed ingest or training (default: 2)")
     parser.add_argument("--retry-delay", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--parallel", type=at_least(1), metavar="STAGES", help="most stages at the same time")
     return parser

@@ -1,7 +1,8 @@
 """`make schedule`: a Prefect server and a worker on this machine, with the deployments of `prefect.yaml`, until Ctrl-C.
 
-Both listen on 127.0.0.1 unless told otherwise, and both end with this process. Where PREFECT_API_URL names a server of
-the user's own, that one is used and only the worker is started here.
+Both listen on 127.0.0.1 unless told otherwise, both end with this process, and one that ends before is started anew: a
+schedule goes on. Where PREFECT_API_URL names a server of the user's own, that one is used and only the worker is
+started here.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
-from flows import environment
+import httpx
+
+from flows import environment, run_log
 from flows.server import PATIENCE_SECONDS, ServerError, address, end, start, wait
 
 POOL = "pretext"
 END_SECONDS = 25.0
 """For running flows to be cancelled when the schedule ends."""
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
+LOOK_SECONDS = 1.0
+"""Between looks at whether the server and the worker live."""
+MOST_ENDS, WITHIN_SECONDS = 5, 600.0
+"""A server or worker that has ended so often in so short a time will not do better the next time."""
 
 
 class Stop(BaseException):
@@ -40,20 +46,6 @@ class NextRun:
     start: datetime
 
 
-@contextmanager
-def server(host: str, port: int) -> Iterator[None]:
-    """A Prefect server that flows started by hand find."""
-    api = os.environ["PREFECT_API_URL"] = address(host, port)
-    process = start("prefect", "server", "start", "--host", host, "--port", str(port))
-    try:
-        wait(lambda: environment.answers(api), "the Prefect server has not started", process)
-        environment.remember_server(api)
-        yield
-    finally:
-        environment.forget_server()
-        end(process)
-
-
 class Client:
     """What this module asks of the Prefect API."""
 
@@ -63,18 +55,16 @@ class Client:
         self._client = get_client(sync_client=True)
 
     def make_pool(self) -> None:
-        """The work pool, with one run at a time: two would train the same stages in the same working tree."""
+        """The work pool, without a limit: runs take turns by locks that cannot leak (`flows.execution.turns`)."""
         from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
         from prefect.exceptions import ObjectAlreadyExists
         from prefect.workers.process import ProcessWorker
 
         template = ProcessWorker.get_default_base_job_template()
         try:
-            self._client.create_work_pool(
-                WorkPoolCreate(name=POOL, type="process", base_job_template=template, concurrency_limit=1)
-            )
+            self._client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
         except ObjectAlreadyExists:
-            self._client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=1))
+            self._client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=None))
 
     def worker_online(self) -> bool:
         """Whether a worker polls the pool."""
@@ -113,10 +103,7 @@ class Client:
         return list(found.values())
 
     def bury(self) -> int:
-        """Runs that a killed server or machine has left unfinished are marked as crashed; how many there were.
-
-        They would otherwise hold the one slot of their deployment for ever.
-        """
+        """Mark as crashed what a killed worker, server or machine has left unfinished; how many runs there were."""
         from prefect.states import Crashed
 
         left = self._runs(*UNFINISHED)
@@ -144,8 +131,8 @@ def deploy() -> None:
         raise ServerError(f"prefect.yaml: cannot be deployed: {said[-500:]}")
 
 
-def announce(client: Client, ui: str) -> None:
-    """Say what is due and where to watch it."""
+def announce(client: Client) -> None:
+    """Say what is due."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (due := client.next_runs()) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -153,27 +140,91 @@ def announce(client: Client, ui: str) -> None:
     for run in due:
         hours = max(0.0, (run.start - now).total_seconds()) / 3600
         print(f"{run.deployment:12} next {run.start.astimezone():%Y-%m-%d %H:%M:%S %Z}, in {hours:.1f} h")
-    print(f"Prefect: {ui}\nCtrl-C ends the server and the worker.", flush=True)
 
 
-def keep(own: bool) -> None:
-    """Deploy, start a worker, and watch it until it ends or this process is stopped."""
-    client = Client()
-    if own and (left := client.bury()):
-        print(f"{left} unfinished {'run' if left == 1 else 'runs'} of an earlier server marked as crashed")
-    client.make_pool()
-    deploy()
-    worker = start("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL)
-    try:
+def say_where(ui: str, own: bool) -> None:
+    """Print the pages' address and, in a terminal, the password they ask for; elsewhere, only where it lies."""
+    print(f"Prefect: {ui}")
+    if own and environment.PASSWORDS[1] in os.environ:
+        known = os.environ[environment.PASSWORDS[1]] == environment.password()
+        shown = os.environ[environment.PASSWORDS[1]] if sys.stdout.isatty() else None
+        where = f"in {environment.password_file()}" if known else f"as {environment.PASSWORDS[1]} says"
+        print(f"password: {shown or where}")
+    print("Ctrl-C ends the server and the worker.", flush=True)
+
+
+class Keeper:
+    """The server, where it is ours, and the worker: started, watched, started anew, and ended."""
+
+    def __init__(self, server: Callable[[], subprocess.Popen[bytes]] | None) -> None:
+        self._start_server = server
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ends: dict[str, list[float]] = {"server": [], "worker": []}
+
+    def keep(self) -> None:
+        """Deploy, start what is needed, and watch it until this process is stopped, or it ends too often."""
+        try:
+            if self._start_server is not None:
+                self._running["server"] = self._start_server()
+            client = Client()
+            client.make_pool()
+            self._worker(client)
+            deploy()
+            announce(client)
+            say_where(os.environ["PREFECT_API_URL"].removesuffix("/api"), self._start_server is not None)
+            while True:
+                time.sleep(LOOK_SECONDS)
+                self._look(client)
+        except Stop:
+            if "worker" in self._running:
+                print("ending: running flows are being cancelled", flush=True)
+                client.cancel_all()
+        except httpx.HTTPError as error:
+            raise ServerError(f"the Prefect server does not answer: {error}") from None
+        finally:
+            for process in reversed(self._running.values()):
+                end(process)
+
+    def _worker(self, client: Client) -> None:
+        if self._start_server is not None and (left := client.bury()):
+            print(
+                f"{left} unfinished {'run' if left == 1 else 'runs'} marked as crashed: the worker had ended",
+                flush=True,
+            )
+        command = ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL)
+        self._running["worker"] = worker = start("worker", *command)
         wait(client.worker_online, "the worker has not started", worker)
-        announce(client, os.environ["PREFECT_API_URL"].removesuffix("/api"))
-        status = worker.wait()
-        raise ServerError(f"the worker ended with status {status}")
-    except Stop:
-        print("ending: running flows are being cancelled", flush=True)
-        client.cancel_all()
-    finally:
-        end(worker)
+
+    def _look(self, client: Client) -> None:
+        for name, process in list(self._running.items()):
+            run_log.rotate(name)
+            status = process.poll()
+            if status is None:
+                continue
+            now = time.monotonic()
+            self._ends[name] = [then for then in self._ends[name] if now - then < WITHIN_SECONDS] + [now]
+            if len(self._ends[name]) >= MOST_ENDS:
+                raise ServerError(
+                    f"the {name} ended again and again, last with status {status}: see {run_log.service(name)}"
+                )
+            print(f"the {name} ended with status {status}; it is started anew", flush=True)
+            if name == "server":
+                assert self._start_server is not None
+                self._running[name] = self._start_server()
+            else:
+                self._worker(client)
+
+
+def start_server(host: str, port: int) -> subprocess.Popen[bytes]:
+    """Start a Prefect server that flows started by hand find, and wait until it answers."""
+    api = os.environ["PREFECT_API_URL"]
+    process = start("server", "prefect", "server", "start", "--host", host, "--port", str(port))
+    try:
+        wait(lambda: environment.answers(api), "the Prefect server has not started", process)
+    except BaseException:
+        end(process)
+        raise
+    return process
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -192,10 +243,15 @@ def main() -> None:
         signal.signal(number, _stop)
     try:
         if "PREFECT_API_URL" in os.environ:
-            keep(own=False)
-        else:
-            with server(given.host, given.port):
-                keep(own=True)
+            Keeper(None).keep()
+            return
+        api = os.environ["PREFECT_API_URL"] = address(given.host, given.port)
+        environment.guard(api)
+        environment.remember_server(api)
+        try:
+            Keeper(lambda: start_server(given.host, given.port)).keep()
+        finally:
+            environment.forget_server()
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

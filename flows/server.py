@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from flows import environment
+from flows import environment, run_log
 from flows.execution import leash
 
 PATIENCE_SECONDS = 120.0
@@ -32,13 +32,22 @@ class ServerError(Exception):
     """There is no server: one sentence."""
 
 
-def start(module: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-    """Start a Python module that ends with this process, out of a Ctrl-C's reach."""
-    output = None if VERBOSE in os.environ else subprocess.DEVNULL
+def start(service: str, module: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+    """Start a Python module that ends with this process, out of a Ctrl-C's reach. Its output goes to the log `service`.
+
+    The module gets no secret but through its environment: a command line can be read by everybody.
+    """
     command = leash.command([sys.executable, "-m", module, *arguments], GRACE_SECONDS)
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0, env={**os.environ, **settings}
-    )
+    with run_log.service(service).open("ab") as log:
+        output = None if VERBOSE in os.environ else log
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+            env={**os.environ, **settings},
+        )
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -52,7 +61,7 @@ def wait(condition: Callable[[], Any], complaint: str, process: subprocess.Popen
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise ServerError(f"{complaint}; {VERBOSE}=1 shows what it says")
+            raise ServerError(f"{complaint}; what it says is in {run_log.FOLDER}, or shown by {VERBOSE}=1")
         time.sleep(0.1)
 
 
@@ -77,9 +86,10 @@ def bring() -> Callable[[], None]:
     if not environment.is_ours():
         return lambda: None
     found = address(_HOST, 0)
+    environment.guard(found)
     port = found.removesuffix("/api").rpartition(":")[2]
     settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
-    process = start("uvicorn", *_APPLICATION, "--host", _HOST, "--port", port, **settings)
+    process = start("server", "uvicorn", *_APPLICATION, "--host", _HOST, "--port", port, **settings)
     os.environ |= {"PREFECT_API_URL": found, "PREFECT_UI_URL": ""}
     atexit.register(end, process)  # after Prefect's own farewells: what is registered first is called last
     return lambda: wait(lambda: environment.answers(found), "Prefect's server has not started", process)

@@ -48,7 +48,7 @@ def project() -> Path:
     `.dvc/tmp/exps` that is removed in the end, and would take its MLflow runs with it."""
     here = Path.cwd()
     copies = [folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps")]
-    return copies[0].parents[2] if copies else here
+    return copies[-1].parents[2] if copies else here  # a sweep makes copies of copies
 
 
 def execution_file(stage: str, name: str, experiment: str | None = None) -> Path:

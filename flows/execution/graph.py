@@ -7,7 +7,6 @@ public API; this is the only module that uses them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from flows.execution import dvc_process
 from ssl_models.addresses import secret
 from ssl_models.layout import flat
 from ssl_models.training.lifetime import die_with_parent
@@ -192,10 +192,10 @@ def _refuse_secrets(stages: dict[str, Any]) -> None:
 
 
 def _forget_dead(folder: Path) -> None:
-    """Take entries of processes that are no DVC any more out of DVC's lock file of paths, and mend a torn one.
+    """Take entries of processes that have ended out of DVC's lock file of paths, and mend a torn one.
 
     DVC forgets a dead process by its id alone: once the id belongs to another process, or a kill has left the file half
-    written, every later run would be refused.
+    written, every later run would be refused. An entry that may be of a living process stays, wherever that runs.
     """
     import psutil
     from dvc.lock import make_lock
@@ -203,18 +203,20 @@ def _forget_dead(folder: Path) -> None:
     path = folder / "rwlock"
     if not path.exists():
         return
-
-    def alive(entry: dict[str, Any]) -> bool:
-        with contextlib.suppress(psutil.Error, ValueError, KeyError):
-            return any("dvc" in word for word in psutil.Process(int(entry["pid"])).cmdline())
-        return False
-
     with make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder)):
+        before_boot = dvc_process.is_local(folder) and path.stat().st_mtime < psutil.boot_time()
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
-            readers = {at: [entry for entry in entries if alive(entry)] for at, entries in held["read"].items()}
-            writers = {at: entry for at, entry in held["write"].items() if alive(entry)}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            readers = {at: list(filter(dvc_process.may_live, entries)) for at, entries in held.get("read", {}).items()}
+            writers = {at: entry for at, entry in held.get("write", {}).items() if dvc_process.may_live(entry)}
+        except (ValueError, KeyError, AttributeError, TypeError):
+            if not before_boot and dvc_process.others_may_live(folder):
+                raise GraphError(
+                    f"{path}: is damaged, and another DVC process may be at work: remove the file once none is, on "
+                    "any machine that shares it"
+                ) from None
+            readers, writers = {}, {}
+        if before_boot:  # whoever wrote it
             readers, writers = {}, {}
         kept = {"read": {at: entries for at, entries in readers.items() if entries}, "write": writers}
         path.write_text(json.dumps({key: value for key, value in kept.items() if value}), encoding="utf-8")

@@ -1,9 +1,10 @@
-"""One command, and an end to everything it starts: `python -m flows.execution.leash PARENT GRACE COMMAND ...`.
+"""One command, and an end to everything it starts: `python -m flows.execution.leash PARENT GRACE CORES COMMAND ...`.
 
 A stage is DVC, a shell, Python, and perhaps several training processes with loaders, in process groups of their own: a
 signal to one process or one group does not reach them all. The leash adopts what is orphaned below it, and it ends
 when it is told to, or when the process PARENT is gone, even by `kill -9`. The command's group gets SIGTERM, so that a
-training job checkpoints and closes its MLflow run; whatever is alive after GRACE seconds gets SIGKILL.
+training job checkpoints and closes its MLflow run; whatever is alive after GRACE seconds gets SIGKILL. CORES are those
+that all of them may use (`0,1,2`, or `all`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -20,13 +22,15 @@ from ssl_models.training.lifetime import adopt_orphans, die_with_parent
 
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _WATCHED = {*_STOP, signal.SIGCHLD}
+ALL = "all"
 _AFTER_KILL_SECONDS = 0.1
 """Between looks at what SIGKILL has not ended yet."""
 
 
-def command(program: list[str], grace: float) -> list[str]:
-    """The command line that runs `program` on a leash held by this process."""
-    return [sys.executable, "-m", "flows.execution.leash", str(os.getpid()), str(grace), *program]
+def command(program: list[str], grace: float, cores: Sequence[int] = ()) -> list[str]:
+    """The command line that runs `program` on a leash held by this process, on some cores (all, if empty)."""
+    share = ",".join(map(str, cores)) or ALL
+    return [sys.executable, "-m", "flows.execution.leash", str(os.getpid()), str(grace), share, *program]
 
 
 def _reap(child: int) -> int | None:
@@ -92,8 +96,10 @@ def _terminate(processes: list[psutil.Process]) -> None:
 
 def main() -> None:
     """The command line."""
-    parent, grace, *program = sys.argv[1:]
+    parent, grace, cores, *program = sys.argv[1:]
     die_with_parent(signal.SIGTERM, parent=int(parent))
+    if cores != ALL:
+        os.sched_setaffinity(0, map(int, cores.split(",")))
     sys.exit(run(program, float(grace)))
 
 

@@ -13,9 +13,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from flows.execution import dvc_process
+
 DEFINITIONS = ("params.yaml", "dvc.yaml", "dvc.lock")
 """Recorded beside metrics and plots, so that a commit says what was computed as well as the result."""
-PUSH = [sys.executable, "-m", "dvc", "--wait-for-lock", "push"]
+PUSH = dvc_process.command("push")
 NOBODY = {
     "GIT_AUTHOR_NAME": "pretext",
     "GIT_AUTHOR_EMAIL": "pretext@localhost",

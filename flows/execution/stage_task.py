@@ -11,14 +11,14 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flows.execution import leash
+from flows.environment import PASSWORDS
+from flows.execution import dvc_process, leash
 
 GRACE_SECONDS = 10.0
 """For a stage that is being ended: its training job has so long to write a checkpoint."""
@@ -29,6 +29,8 @@ UNCHANGED = "didn't change, skipping"
 TAIL_LINES = 15
 USER_ERROR = 2
 """Exit status of a stage that the user must mend: trying again would not help."""
+RETRIED = ("ingest", "pretrain")
+"""Stages that are tried again: an ingest may read from a network, and machines end a training, which resumes."""
 
 Log = Callable[[str], None]
 
@@ -61,8 +63,8 @@ class Policy:
         return None
 
     def attempts(self, name: str) -> int:
-        """Only training is tried again: it resumes, and what ends it is often the machine."""
-        return 1 + self.retries if name.partition("@")[0] == "pretrain" else 1
+        """Only what ends for reasons that pass is tried again: see RETRIED."""
+        return 1 + self.retries if name.partition("@")[0] in RETRIED else 1
 
 
 class Children:
@@ -70,17 +72,19 @@ class Children:
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        for name in PASSWORDS:  # a stage asks nothing of Prefect, and may hand its environment to another machine
+            self._environment.pop(name, None)
         self._alive: dict[int, subprocess.Popen[str]] = {}
         self._lock = threading.Lock()
         self.ending = threading.Event()
 
-    def start(self, program: list[str]) -> subprocess.Popen[str]:
-        """Start `program`; it ends with this process, even where that is killed."""
+    def start(self, program: list[str], cores: Sequence[int] = ()) -> subprocess.Popen[str]:
+        """Start `program` on some cores (all, if empty); it ends with this process, even where that is killed."""
         with self._lock:
             if self.ending.is_set():
                 raise Ended("the run is being cancelled")
             child = subprocess.Popen(
-                leash.command(program, GRACE_SECONDS),
+                leash.command(program, GRACE_SECONDS, cores),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -92,9 +96,11 @@ class Children:
             self._alive[child.pid] = child
         return child
 
-    def run(self, program: list[str], log: Log, timeout: float | None = None) -> tuple[int, list[str]]:
+    def run(
+        self, program: list[str], log: Log, timeout: float | None = None, cores: Sequence[int] = ()
+    ) -> tuple[int, list[str]]:
         """Run `program` to its end, passing each line of its output to `log`; its exit status and last lines."""
-        child = self.start(program)
+        child = self.start(program, cores)
         late = _Timeout(child, timeout) if timeout is not None else None
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         try:
@@ -151,13 +157,24 @@ def command_status(tail: list[str]) -> int | None:
     return None
 
 
-def repro(name: str, children: Children, log: Log, *, force: bool = False, policy: Policy | None = None) -> bool:
-    """Run the stage `name` and nothing else; False where DVC found nothing to do. StageError where it fails."""
+def repro(
+    name: str,
+    children: Children,
+    log: Log,
+    *,
+    force: bool = False,
+    policy: Policy | None = None,
+    cores: Sequence[int] = (),
+) -> bool:
+    """Run the stage `name` and nothing else, on some cores (all, if empty); False where DVC found nothing to do.
+
+    StageError where it fails.
+    """
     policy = policy or Policy()
     attempts = policy.attempts(name)
     for attempt in range(1, attempts + 1):
         try:
-            return _patient(name, children, log, force, policy.timeout(name))
+            return _patient(name, children, log, force, policy.timeout(name), cores)
         except Ended as error:
             raise Ended(f"{name}: {error}") from None
         except StageError as error:
@@ -169,14 +186,14 @@ def repro(name: str, children: Children, log: Log, *, force: bool = False, polic
     raise AssertionError("there is at least one attempt")
 
 
-def _patient(name: str, children: Children, log: Log, force: bool, timeout: float | None) -> bool:
+def _patient(name: str, children: Children, log: Log, force: bool, timeout: float | None, cores: Sequence[int]) -> bool:
     """One attempt, begun anew as long as another DVC process holds what it needs."""
     flags = ["--single-item", *(["--force"] if force else [])]
-    program = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *flags, name]
+    program = dvc_process.command("repro", *flags, name)
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     pause = 0.2
     while True:
-        status, tail = children.run(program, log, timeout)
+        status, tail = children.run(program, log, timeout, cores)
         if status == 0:
             return not any(UNCHANGED in line for line in tail)
         busy = any(sign in line for line in tail for sign in BUSY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -29,14 +30,15 @@ import json, os, pathlib, sys, time
 stage, name, seconds, *after = sys.argv[1:]
 folder = pathlib.Path("data") / stage / name
 folder.mkdir(parents=True, exist_ok=True)
-notes = pathlib.Path("notes"); notes.mkdir(exist_ok=True)
+notes = pathlib.Path(os.environ.get("NOTES", "notes")); notes.mkdir(exist_ok=True)
 started = time.time()
+(notes / f"{stage}-{name}.cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 (notes / f"{stage}-{name}.pid").write_text(str(os.getpid()))
 for step in range(int(float(seconds) * 10)):
     time.sleep(0.1)
     if step % 10 == 0: print(f"{name}: step {step}/{int(float(seconds) * 10)}, loss 1", flush=True)
 if after[:1] == ["meet"]:  # it ends only if another stage runs at the same time
-    (notes / f"met-{name}").touch()
+    (notes / f"met-{os.getpid()}").touch()
     while len(list(notes.glob("met-*"))) < 2:
         time.sleep(0.05)
     after = after[1:]
@@ -275,9 +277,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def api(address: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def api(address: str, path: str, body: dict[str, Any] | None = None, password: str | None = None) -> Any:
     """The answer of a Prefect API."""
     request = urllib.request.Request(f"{address}{path}", headers={"Content-Type": "application/json"})
+    if password is not None:
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     if body is not None:
         request.data = json.dumps(body).encode()
         request.method = "POST"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import queue
+import shutil
 import signal
 import sqlite3
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flows import pipeline
 from tests.flows.conftest import Project, api, wait_for
 
 OVERLAP_SECONDS = 30.0
@@ -98,6 +102,40 @@ def test_a_failure_shows_the_stages_last_lines_and_skips_what_needs_it(served: P
     assert done.stderr.count("the last words") + done.stdout.count("the last words") >= 2  # it was tried again
 
 
+def test_what_succeeded_is_pushed_and_committed_though_another_stage_has_failed(served: Project) -> None:
+    assert (
+        served.run("dvc", "remote", "add", "-q", "--default", "storage", str(served.root.parent / "remote")).returncode
+        == 0
+    )
+    served.write_params({"bad": "0 3", "good": "0"}, corpora=("c", "d"))
+    done = served.flow("--keep-going", "--push", "--commit", "results", "--retries", "0")
+    assert done.returncode == 1 and "with status 3" in done.stdout and "pushed" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    files = served.git("ls-tree", "-r", "--name-only", "results").splitlines()
+    assert "data/pretrain/good/metrics.json" in files and "data/pretrain/bad/metrics.json" not in files
+    assert "pretrain@good" in served.git("show", "results:dvc.lock")
+    message = served.git("log", "-1", "--format=%B", "results")
+    assert "Results: 4 stages ran, 0 were cached, 1 failed" in message and "Failed: pretrain@bad" in message
+    model = served.root / "data/pretrain/good/model"
+    content = model.read_text()
+    model.unlink()
+    shutil.rmtree(served.root / ".dvc/cache")
+    assert served.run("dvc", "pull", "pretrain@good").returncode == 0 and model.read_text() == content
+
+
+def test_a_task_that_prefect_itself_breaks_still_gives_the_flow_an_answer() -> None:
+    class Broken:
+        def wait(self) -> None:
+            raise RuntimeError("the task engine has ended")
+
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    pipeline._reporter("pretrain@m", ended)(Broken())
+    name, state = ended.get(timeout=5)
+    assert name == "pretrain@m" and state.is_crashed()
+    assert state.message == "pretrain@m: RuntimeError: the task engine has ended"
+
+
 def test_what_the_user_must_mend_is_not_tried_again(served: Project) -> None:
     served.write_params({"bad": "0 2"})
     done = served.flow("--retries", "5", "--retry-delay", "60")
@@ -108,6 +146,8 @@ def test_cancelling_by_the_api_ends_every_process_and_starts_nothing_more(served
     served.write_params({"a": "60", "b": "60", "c": "0"})
     flow = served.start("flows.run", "--parallel", "2")
     wait_for(lambda: len(list((served.root / "notes").glob("pretrain-*.pid"))) == 2, 60, "training has started")
+    first, second = (set(json.loads((served.root / f"notes/pretrain-{of}.cores").read_text())) for of in "ab")
+    assert not first & second or len(os.sched_getaffinity(0)) == 1  # each has its share of the cores
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     assert api(server, f"/flow_runs/{last_run(server)['id']}/set_state", state)["status"] == "ACCEPT"
     assert flow.wait(15) == 130
@@ -133,6 +173,9 @@ def test_a_signal_to_all_of_a_terminal_ends_the_flow_and_the_server_it_has_broug
     project.write_params({"m": "60"})
     flow = project.start("flows.run")
     wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    (port,) = {c.laddr.port for p in project.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+    with pytest.raises(urllib.error.HTTPError, match="401"):  # without the password
+        api(f"http://127.0.0.1:{port}/api", "/flow_runs/filter", {})
     os.killpg(flow.pid, number)
     assert flow.wait(20) == 130
     assert project.processes() == []

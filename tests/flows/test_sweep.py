@@ -1,4 +1,4 @@
-"""Sweeps: every point once, its own experiment, and a table that says no more than the intervals allow."""
+"""Sweeps: every point once, its own experiment, several at the same time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.sweep import Result, points, split, table
+from flows.sweep import points, probes, split
 from tests.flows.conftest import ROOT, Project, make_project
 
 VALUES = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True)
@@ -38,22 +38,8 @@ def test_commas_inside_brackets_do_not_separate(text: str, values: list[str]) ->
     assert split(text) == values
 
 
-def result(name: str, accuracy: float, low: float, high: float) -> Result:
-    metrics = {"pretrained.accuracy": accuracy, "pretrained.low": low, "pretrained.high": high}
-    return Result(name, "m", {"steps": name}, metrics)
-
-
-def test_a_result_is_worse_only_where_its_interval_lies_below_the_bests() -> None:
-    lines = table(
-        [
-            result("1", 0.5, 0.4, 0.55),
-            result("2", 0.8, 0.7, 0.9),
-            result("3", 0.75, 0.6, 0.85),
-            Result("4", "m", {}, failure="x"),
-        ]
-    ).splitlines()
-    assert [line.split(" | ")[5] for line in lines[2:]] == ["best", "not told apart", "worse", ""]
-    assert "failed" in lines[-1]
+def test_each_model_is_probed_once_whichever_of_its_stages_is_named() -> None:
+    assert probes(["pretrain@a", "linear-probe@a", "pretrain@b"]) == ["linear-probe@a", "linear-probe@b"]
 
 
 @pytest.mark.slow
@@ -63,13 +49,21 @@ def test_a_sweep_trains_every_point_and_leaves_the_working_tree_alone(project: P
     project.git("add", "-A")
     project.git("commit", "-qm", "results")
     before = (project.root / "params.yaml").read_bytes(), (project.root / "dvc.lock").read_bytes()
-    done = project.run("flows.sweep", "linear-probe@m", "models.m.work=0.1,0.4", "--point", "models.m.work='0 3'")
+    """Two of the points wait for each other; the probe runs though only the training is asked for."""
+    both = "models.m.work=0.1 meet,0.4 meet"
+    notes = {"NOTES": str(project.root / "notes")}
+    done = project.run("flows.sweep", "pretrain@m", both, "--point", "models.m.work='0 3'", "--parallel", "2", **notes)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "with status 3" in done.stdout + done.stderr or "exited with 3" in done.stdout + done.stderr
     rows = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("| sweep-")]
-    assert [row.split(" | ")[2:4] for row in rows] == [["0.4", "0.900"], ["0.1", "0.600"], ["'0 3'", "failed"]]
+    assert [row.split(" | ")[2:4] for row in rows] == [
+        ["0.4 meet", "0.900"],
+        ["0.1 meet", "0.600"],
+        ["'0 3'", "failed"],
+    ]
     assert before == ((project.root / "params.yaml").read_bytes(), (project.root / "dvc.lock").read_bytes())
     assert project.git("status", "--porcelain") == ""
+    assert not list((project.root / ".dvc/tmp/exps").glob("sweep-*"))
     assert project.run("dvc", "exp", "list", "--name-only").stdout.count("sweep-") == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,21 @@ def test_lines_are_passed_on_as_they_come_and_the_last_ones_are_kept() -> None:
     status, tail = Children().run(python("[print('line', n) for n in range(40)]; raise SystemExit(3)"), lines.append)
     assert status == 3 and len(lines) == 40
     assert tail == [f"line {n}" for n in range(25, 40)]
+
+
+def test_a_stage_sees_its_share_of_the_cores_as_the_whole_machine() -> None:
+    core = max(os.sched_getaffinity(0))
+    code = "import os, subprocess; subprocess.run(['nproc']); print(os.sched_getaffinity(0))"
+    _, tail = Children().run(python(code), lambda line: None, cores=[core])
+    assert sorted(tail) == ["1", str({core})]
+    _, tail = Children().run(python("import os; print(len(os.sched_getaffinity(0)))"), lambda line: None)
+    assert tail == [str(len(os.sched_getaffinity(0)))]
+
+
+def test_a_stage_is_not_told_prefects_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "pretext:do-not-tell")
+    _, tail = Children().run(python("import os; print(os.environ)"), lambda line: None)
+    assert "do-not-tell" not in "".join(tail)
 
 
 def test_a_timeout_ends_the_stage_and_says_so() -> None:
@@ -62,16 +78,17 @@ def test_the_commands_status_is_read_from_dvcs_message(lines: list[str], status:
     assert command_status(lines) == status
 
 
-def test_the_most_particular_timeout_counts_and_only_training_is_tried_again() -> None:
+def test_the_most_particular_timeout_counts_and_only_ingest_and_training_are_tried_again() -> None:
     policy = Policy({"pretrain@a": 1, "pretrain": 2, "all": 3}, retries=4)
     assert [policy.timeout(name) for name in ("pretrain@a", "pretrain@b", "shard@c")] == [1, 2, 3]
     assert Policy().timeout("shard@c") is None
-    assert policy.attempts("pretrain@a") == 5 and policy.attempts("linear-probe@a") == 1
+    assert policy.attempts("pretrain@a") == policy.attempts("ingest@c") == 5
+    assert policy.attempts("shard@c") == policy.attempts("linear-probe@a") == 1
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[int, list[str]]]) -> Children:
     children = Children()
-    monkeypatch.setattr(children, "run", lambda program, log, timeout=None: answers.pop(0))
+    monkeypatch.setattr(children, "run", lambda program, log, timeout=None, cores=(): answers.pop(0))
     return children
 
 
@@ -82,12 +99,15 @@ def test_a_busy_dvc_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers == []
 
 
-def test_training_is_tried_again_but_not_after_a_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", ["pretrain@a", "ingest@c"])
+def test_what_may_pass_is_tried_again_but_not_after_a_mistake_of_the_user(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = Policy(retries=2, retry_delay=0.0)
     killed, mistake = (255, ["x, exited with -9"]), (255, ["x, exited with 2"])
     answers = [killed, killed, (0, [])]
-    assert stage_task.repro("pretrain@a", scripted(monkeypatch, answers), lambda line: None, policy=policy)
-    for name, answers in (("pretrain@a", [mistake]), ("pretrain@a", [killed] * 3), ("shard@c", [killed])):
+    assert stage_task.repro(stage, scripted(monkeypatch, answers), lambda line: None, policy=policy)
+    for name, answers in ((stage, [mistake]), (stage, [killed] * 3), ("shard@c", [killed])):
         with pytest.raises(StageError):
             stage_task.repro(name, scripted(monkeypatch, answers), lambda line: None, policy=policy)
         assert answers == []

@@ -1,9 +1,13 @@
 import os
+import queue
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,124 @@ def test_a_lease_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
     holder.kill()
     holder.wait(20)
     assert Lease().take("gpu-a")
+
+
+def as_another_user(function: Callable[[], bool]) -> bool:
+    """What `function` returns in a process of another Unix user (of this one, where tests do not run as root)."""
+    child = os.fork()
+    if not child:
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            os._exit(0 if function() else 1)
+        except BaseException:
+            os._exit(2)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 1)
+    return status == 0
+
+
+@pytest.fixture
+def everyones(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of locks that other users reach, made by a user with a strict umask."""
+    before = os.umask(0o077)
+    with tempfile.TemporaryDirectory(prefix="pretext-test-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(local, "LOCKS", Path(folder) / "locks")
+        yield local.LOCKS
+    os.umask(before)
+
+
+def test_another_user_waits_for_a_gpu_and_takes_it_when_it_is_free(everyones: Path) -> None:
+    lease = local.lease(["gpu-a"], 1)
+    assert not as_another_user(lambda: Lease().take("gpu-a"))
+    lease.free()
+    assert as_another_user(lambda: local.lease(["gpu-a", "gpu-b"], 2).gpus == ["gpu-a", "gpu-b"])
+    assert local.lease(["gpu-b"], 1).gpus == ["gpu-b"]
+    assert stat.S_IMODE(everyones.stat().st_mode) == 0o1777
+    assert {stat.S_IMODE(path.stat().st_mode) for path in everyones.iterdir()} == {0o666}
+
+
+def test_a_lock_that_an_older_version_left_behind_is_taken_by_another_user(everyones: Path) -> None:
+    everyones.mkdir()
+    everyones.chmod(0o777)
+    (everyones / "gpu-a.lock").touch(0o644)
+    (everyones / "gpu-a.lock").chmod(0o644)
+    assert as_another_user(lambda: Lease().take("gpu-a"))
+    assert Lease().take("gpu-a")
+    assert stat.S_IMODE(everyones.stat().st_mode) == 0o1777
+
+
+@pytest.mark.parametrize("trap", ["symlink", "hardlink", "folder"])
+def test_what_another_user_puts_in_a_locks_place_is_neither_followed_nor_opened_to_all(
+    trap: str, tmp_path: Path
+) -> None:
+    local.LOCKS.mkdir()
+    secret, place = tmp_path / "secret", local.LOCKS / "gpu-a.lock"
+    secret.write_text("mine")
+    secret.chmod(0o600)
+    if trap == "symlink":
+        place.symlink_to(secret)
+    elif trap == "hardlink":
+        place.hardlink_to(secret)
+    else:
+        place.mkdir()
+    with pytest.raises(UserError, match=r"gpu-a.lock: .* remove it"):
+        Lease().take("gpu-a")
+    assert secret.read_text() == "mine" and stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_a_folder_of_locks_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    local.LOCKS.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="must be a folder"):
+        Lease().take("gpu-a")
+
+
+def test_a_large_job_is_not_overtaken_by_small_ones_that_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small jobs take one of two GPUs in turn, without a gap: the large one would never find both free at once."""
+    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setattr(local, "POLL", 0.01)
+    small = Lease()
+    assert small.take("gpu-a")
+
+    def large() -> None:
+        held = local.lease(["gpu-a", "gpu-b"], 2)
+        ended.put("large")
+        held.free()
+
+    def late() -> None:
+        held = local.lease(["gpu-a", "gpu-b"], 1)
+        ended.put("late")
+        held.free()
+
+    threads = [threading.Thread(target=large), threading.Thread(target=late)]
+    for thread in threads:
+        thread.start()
+        number = len(list(local.LOCKS.glob("*.ticket")))
+        while number < 1 + threads.index(thread):
+            number = len(list(local.LOCKS.glob("*.ticket")))
+            time.sleep(0.01)
+    assert local.lease(["gpu-c"], 1).gpus == ["gpu-c"]  # nobody else wants it
+    time.sleep(0.1)
+    assert ended.empty()  # though one GPU is free, the late one waits for its turn
+    small.free()
+    for thread in threads:
+        thread.join(20)
+    assert [ended.get(timeout=1), ended.get(timeout=1)] == ["large", "late"]
+
+
+def test_a_ticket_whose_owner_was_killed_holds_nobody_up() -> None:
+    child = os.fork()
+    if not child:
+        local.Ticket(["gpu-a"])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(local.LOCKS.glob("*.ticket"))) == 1
+    assert local.lease(["gpu-a"], 1).gpus == ["gpu-a"]
+    assert not list(local.LOCKS.glob("*.ticket"))
 
 
 def test_a_lease_holds_all_that_was_asked_for_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
