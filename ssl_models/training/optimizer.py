@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_models.config import Train
-from ssl_models.cpu.threads import limited, side_by_side, sides
+from ssl_models.cpu.side_by_side import limited, side_by_side
 
 SMALL = 2**17
 """Values of a tensor that one thread of a CPU updates before all of them are awake."""
-TOGETHER = 2**26
+AT_ONCE = 2**26
 """Most values of the matrices that Muon orthogonalises at once: what fills a GPU, and little beside its memory."""
 
 
@@ -72,13 +72,13 @@ class Muon(torch.optim.Muon):
         """Update the parameters that have a gradient."""
         for group in self.param_groups:
             used = [p for p in group["params"] if p.grad is not None]
-            together = []
+            batches = []
             for shape in dict.fromkeys(p.shape for p in used):
                 alike = [p for p in used if p.shape == shape]
-                count = max(1, TOGETHER // shape.numel())
-                together += [alike[first : first + count] for first in range(0, len(alike), count)]
-            if together:
-                side_by_side(functools.partial(self._update, group), together, sides(used[0].device))
+                count = max(1, AT_ONCE // shape.numel())
+                batches += [alike[first : first + count] for first in range(0, len(alike), count)]
+            if batches:
+                side_by_side(functools.partial(self._update, group), batches, used[0].device)
 
     def _update(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         rows, columns = parameters[0].shape

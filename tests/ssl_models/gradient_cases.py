@@ -18,8 +18,10 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, batch_indices
 from ssl_models.models import codebook
 from ssl_models.objectives import Rows
-from ssl_models.training.learner import EVALUATION_STEP, Learner, Totals
-from ssl_models.training.parallel import World, synchronise
+from ssl_models.training.batch_norm import synchronise
+from ssl_models.training.learner import EVALUATION_STEP, Learner
+from ssl_models.training.parallel import World
+from ssl_models.training.totals import Totals
 from tests.ssl_models import corpora
 from tests.ssl_models.objectives import pictures
 
@@ -112,7 +114,7 @@ def learner(
     objective.to(precision).train()
     for parameter in objective.parameters():  # asymmetric, and no gradient is zero for want of a start
         parameter.data += 0.1 * torch.randn_like(parameter)
-    synchronise(objective, world)
+    synchronise(objective, world, world.size)
     made = Learner(objective, world, model.train, bfloat16=bfloat16, compiled=False)
     numbers = torch.from_numpy(np.ascontiguousarray(batch_indices(0, 3, case.rows, corpus)[world.slice(case.rows)]))
     rows = _rows(case, shards, numbers)
@@ -125,12 +127,12 @@ def learner(
 
 
 def gradients(
-    name: str, shards: Path, world: World, micro_batch: int, sides: int = 1, bfloat16: bool = False
+    name: str, shards: Path, world: World, micro_batch: int, pieces: int = 1, bfloat16: bool = False
 ) -> dict[str, Tensor]:
     """The gradient of every parameter, the loss, the buffers after the step, and the validation loss."""
     case = CASES[name]
     subject, prepared = learner(case, shards, world, bfloat16)
-    subject.micro_batch, subject.sides = micro_batch, sides
+    subject.micro_batch, subject.pieces = micro_batch, pieces
     objective, batch = subject.objective, prepared(3)
     count = world.sum(objective.count(batch).double())
     found = {"loss": torch.tensor(subject.gradient(3, batch, count, case.rows).means(world).loss)}

@@ -8,7 +8,7 @@ import torch
 from ssl_models import artifact
 from ssl_models.config import Model, Train
 from ssl_models.models import codebook
-from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, resnet, vit
+from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, prepared, resnet, vit
 
 CASES = {
     "contrastive-resnet": ("contrastive", resnet(), "image", {}),
@@ -66,7 +66,7 @@ def test_every_parameter_learns(case, book):
     learner, rows = built(case, book)
     for parameter in learner.head.parameters() if hasattr(learner, "head") else ():
         torch.nn.init.normal_(parameter, std=0.1)  # a head at zero passes nothing on
-    learner(learner.prepare(rows, keys(6))).loss.backward()
+    learner(prepared(learner, rows, keys(6))).loss.backward()
     assert [name for name, p in learner.named_parameters() if p.grad is None] == []
 
 
@@ -77,13 +77,15 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(case, book):
     for module in learner.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()  # statistics of a batch are the trainer's to exchange
-    batch = learner.prepare(rows, keys(6))
+    batch = prepared(learner, rows, keys(6))
     parts = [slice(0, 1), slice(1, 4), slice(4, 6)]
     assert sum(float(learner.count(chunk(batch, part))) for part in parts) == float(learner.count(batch))
     learner(batch).loss.backward()
     whole = gradients(learner)
     if learner.whole_batch:
-        learner.couple(torch.cat([learner.embed(chunk(batch, part)) for part in parts])).loss.backward()
+        embedded = [learner(chunk(batch, part), "embed") for part in parts]
+        everyone = {name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}
+        learner({**everyone, "keys": batch["keys"]}, "couple").loss.backward()
     else:
         for part in parts:
             learner(chunk(batch, part)).loss.backward()
