@@ -37,8 +37,7 @@ Rows of the probe split of a text corpus are padded with `encoding.pad`."""
 
 Batch = dict[str, Tensor]
 """What `prepare` made of rows; every tensor has the batch as its first dimension and splits into micro-batches, and
-otherwise any size of its own: views of several sizes are several tensors. The trainer adds `keys` int64 `[batch]`, those
-that `prepare` got."""
+otherwise any size of its own: views of several sizes are several tensors. The trainer adds the rows' `keys`."""
 
 Embeddings = dict[str, Tensor]
 """What `embed` makes of a micro-batch, and of all of them, in order, what `couple` gets: `[batch, ...]` by name."""

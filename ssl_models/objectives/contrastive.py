@@ -60,7 +60,7 @@ class Contrastive(Objective):
         return torch.tensor(2.0 * len(views), device=views.device)
 
     def embed(self, batch: Batch) -> Embeddings:
-        """`views` `[batch, 2, out]`: the projections of both views, which share the statistics of batch normalisation."""
+        """`views` `[batch, 2, out]`: the projections of both, which share the statistics of batch normalisation."""
         views = batch["views"]
         projected: Tensor = self.projector(self.encoder(views.flatten(0, 1)).pooled)
         return {"views": projected.view(len(views), 2, -1)}

@@ -1,7 +1,7 @@
 """Batch normalisation whose numbers are those of `train.normalisation_batch`, on any number of processes.
 
-The global batch consists of normalisation groups of so many consecutive rows, and a micro-batch of one such group, or of
-this process's part of it: then the processes that share the group exchange sums. What the processes' groups added to
+The global batch consists of normalisation groups of so many consecutive rows, and a micro-batch of one such group, or
+of this process's part of it: then the processes that share the group exchange sums. What the processes' groups added to
 the running statistics is put together after each step, as if one process had seen the groups in their order.
 """
 

@@ -89,7 +89,7 @@ def draws_where_a_gradient_is_wanted(module: nn.Module) -> None:
 
 
 def threads_of_passes(module: nn.Module) -> list[bool]:
-    """Whether each of six passes through `module`, of two calls, was this thread's own; with the seed as in training."""
+    """Whether each of six passes through `module`, of two calls and seeded as in training, was this thread's own."""
 
     def work(number: int) -> bool:
         torch.manual_seed(number)

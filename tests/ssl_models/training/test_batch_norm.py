@@ -11,10 +11,10 @@ from ssl_models.config import Model, Train
 from ssl_models.training.batch_norm import GlobalBatchNorm, has_batch_norm, layout
 from ssl_models.training.job import Job, JobError
 from ssl_models.training.parallel import World
-from ssl_models.training.signals import Signals
 from stages.dispatch.local import Lease, Running
 from tests.ssl_models import corpora
 from tests.ssl_models.objectives import pictures
+from tests.ssl_models.test_train import Asked
 
 STEPS, BATCH = 5, 16
 RUN = """
@@ -88,7 +88,7 @@ def test_the_loss_curve_is_the_same_for_any_micro_batch_and_number_of_processes(
 def test_a_group_that_no_process_can_hold_is_one_sentence_that_names_key_and_mend(tmp_path: Path) -> None:
     shards = corpora.picture_shards(tmp_path / "shards")
     with pytest.raises(JobError) as error:
-        train.run(Job.load(job(tmp_path / "job", "rotation", shards, None, 8)), World(), Signals())
+        train.run(Job.load(job(tmp_path / "job", "rotation", shards, None, 8)), World(), Asked())
     assert str(error.value) == (
         "models.tiny.train.normalisation_batch: 16 rows share the statistics of batch normalisation, which makes 16 "
         "rows on each process, and micro_batch is 8; raise compute.yaml's micro_batch or the number of processes, or "
