@@ -1,11 +1,11 @@
-"""What each trick of `ssl_models/cpu` is worth: training with it beside training without it, on the CPU at hand.
+"""What each trick of `ssl_models/cpu` is worth: training steps with it beside training steps without it, on this CPU.
 
     python -m benchmarks.cpu [--rounds 5] [--shards data/shard]
 
-Each trick is taken out by a line of Python (or a variable of the environment) in a process of its own, which trains
-the model of params.yaml that the trick is for. In every round each model also trains as it is, and the ratio, time
-without over time with, is taken within the round; reported are the medians over the rounds and their ranges, of seconds
-and of processor seconds, which hold on a shared machine, too. Result: benchmarks/results/cpu.json.
+One process takes steps of the model of params.yaml that a trick is for, by turns as they are and with one trick taken
+out; the ratio, time without over time with, is taken within a round. What can only be chosen when a process starts (the
+allocator, how threads wait) is measured in processes of its own, by turns, too. Reported are the medians over the
+rounds and their ranges, of seconds and of processor seconds, which hold on a shared machine. Result: results/cpu.json.
 """
 
 from __future__ import annotations
@@ -18,93 +18,116 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from ssl_models.training.job import Compute, Job
+import torch
+from torch import nn
+
+from ssl_models import artifact
+from ssl_models.cpu import linear, rms_norm
+from ssl_models.data.encoding import Encoding
+from ssl_models.data.shards import Shards
+from ssl_models.objectives.shared import augment
+from ssl_models.train import clip
+from ssl_models.training import optimizer as optimizers
+from ssl_models.training.batches import Batches
+from ssl_models.training.learner import Learner
+from ssl_models.training.parallel import World
 from stages import params
 
-ROOT = Path(__file__).parents[1]
-WARM, STEPS = 4, 24
-"""Steps that are not timed, and all steps."""
-
-TRAIN = """
-import sys, time
-from pathlib import Path
-WITHOUT
-from ssl_models import train
-from ssl_models.training import progress
-from ssl_models.training.job import Job
-from ssl_models.training.parallel import World
-from ssl_models.training.signals import Signals
-class Stamps(progress.Progress):
-    def step(self, done, loss, rate):
-        print("stamp", done, time.perf_counter(), time.process_time())
-train.Progress = Stamps
-train.run(Job.load(Path(sys.argv[1])), World.start(), Signals())
-"""
+STEPS = 4
+"""Steps of a turn."""
+ONCE = "import sys; from benchmarks.cpu import once; once(sys.argv[1], sys.argv[2] == 'kept')"
 
 
 @dataclass(frozen=True)
-class Trick:
-    """A trick, the model it is measured on, and what takes it out."""
+class Spent:
+    """Seconds on the clock and of the processors."""
 
-    model: str
-    without: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
+    seconds: float
+    processor: float
+
+
+def stepper(name: str, shards: Path) -> tuple[Learner, Callable[[], Spent]]:
+    """The learner of a model of params.yaml, and what takes `STEPS` steps with it."""
+    model = params.model(name)
+    opened = Shards.open(shards / model.corpus / "shards")
+    torch.manual_seed(0)
+    objective = artifact.build(model, Encoding.load(shards / model.corpus / "shards" / "encoding"))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+    world, settings = World(), model.train
+    learner = Learner(objective.train(), world, settings, bfloat16=False, compiled=False)
+    optimizer, batches = optimizers.Optimizer(objective, settings), Batches(opened.split("train"), settings, world)
+    numbers: Iterator[int] = iter(range(10**9))
+
+    def steps() -> Spent:
+        began, used = time.perf_counter(), time.process_time()
+        for number in (next(numbers) for _ in range(STEPS)):
+            batch = learner.prepare(*batches.read(number))
+            learner.gradient(number, batch, objective.count(batch).double(), settings.batch).means(world)
+            clip(objective, settings.clip)
+            optimizer.step(number)
+            optimizer.zero_grad()
+        return Spent(time.perf_counter() - began, time.process_time() - used)
+
+    steps()
+    return learner, steps
+
+
+def without(trick: str, learner: Learner) -> ExitStack:
+    """Within, steps are taken without a trick."""
+    stack = ExitStack()
+    if trick == "side by side":
+        stack.enter_context(mock.patch.object(learner, "pieces", 1))
+    if trick in ("side by side", "Muon side by side"):
+        in_turn: Callable[..., list[Any]] = lambda work, pieces, device: [*map(work, pieces)]  # noqa: E731
+        stack.enter_context(mock.patch.object(optimizers, "side_by_side", in_turn))
+    patches = {
+        "oneDNN": (linear, "_ONEDNN", False),
+        "transposed copies": (linear, "_NARROW", 0),
+        "RMSNorm": (rms_norm.RMSNorm, "forward", nn.RMSNorm.forward),
+        "AdamW on one thread": (optimizers.OneThreadAdamW, "step", torch.optim.AdamW.step),
+        "augment kernel": (
+            augment,
+            "apply",
+            lambda pixels, parameters, size=None: augment.batched(pixels, parameters, *pixels.shape[2:]),
+        ),
+    }
+    if trick in patches:
+        stack.enter_context(mock.patch.object(*patches[trick]))
+    return stack
 
 
 TRICKS = {
-    "side by side": Trick(
-        "gpt", "import ssl_models.training.learner as m; m.PIECES = 1\n"
-        "import ssl_models.training.optimizer as o; o.side_by_side = lambda work, pieces, device: [*map(work, pieces)]"
-    ),
-    "Muon side by side": Trick(
-        "gpt",
-        "import ssl_models.training.optimizer as o; o.side_by_side = lambda work, pieces, device: [*map(work, pieces)]",
-    ),
-    "short spin": Trick("gpt", environment={"GOMP_SPINCOUNT": "0"}),
-    "kept memory": Trick("gpt", "from ssl_models.cpu import allocator; allocator.keep_freed = lambda: None"),
-    "oneDNN": Trick("gpt", "from ssl_models.cpu import linear; linear._ONEDNN = False"),
-    "transposed copies": Trick("gpt", "from ssl_models.cpu import linear; linear._NARROW = 0"),
-    "RMSNorm": Trick("gpt", "from torch import nn; from ssl_models.cpu import rms_norm as r; "
-                     "r.RMSNorm.forward = nn.RMSNorm.forward"),
-    "AdamW on one thread": Trick(
-        "gpt", "import torch; from ssl_models.training import optimizer as o; "
-        "o.OneThreadAdamW.step = torch.optim.AdamW.step"
-    ),
-    "augment kernel": Trick(
-        "simclr", "from ssl_models.objectives.shared import augment as a\n"
-        "a.apply = lambda pixels, parameters, size=None: a.batched(pixels, parameters, *pixels.shape[2:])"
-    ),
-}  # fmt: skip
+    "gpt": ("side by side", "Muon side by side", "oneDNN", "transposed copies", "RMSNorm", "AdamW on one thread"),
+    "simclr": ("augment kernel",),
+}
+STARTS = {"short spin": ("0", "kept"), "kept memory": ("1000", "given back")}
+"""GOMP_SPINCOUNT and the allocator's habit that take a trick out; both in are 1000 and kept."""
 
 
-def spent(trick: Trick, shards: Path, out: bool) -> tuple[float, float]:
-    """Seconds and processor seconds of the timed steps, with the trick or, `out`, without."""
-    model = params.model(trick.model)
-    train = model.train.model_copy(update={"steps": STEPS, "evaluate_every": STEPS, "validation_rows": 8})
-    environment = {**os.environ, "GOMP_SPINCOUNT": "1000", **(trick.environment if out else {})}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        Job(
-            name=trick.model,
-            model=model.model_copy(update={"train": train}),
-            shards=(shards / model.corpus / "shards").absolute(),
-            output=folder / "output",
-            checkpoints=folder / "checkpoints",
-            compute=Compute(checkpoint_seconds=3600),
-        ).save(folder / "job.json")
-        code = TRAIN.replace("WITHOUT", trick.without if out else "")
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(folder / "job.json")],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    stamps = {
-        int(s[1]): (float(s[2]), float(s[3])) for s in map(str.split, done.stdout.splitlines()) if s[:1] == ["stamp"]
-    }
-    return stamps[STEPS - 1][0] - stamps[WARM][0], stamps[STEPS - 1][1] - stamps[WARM][1]
+def once(shards: str, kept: bool) -> None:
+    """Print what a turn takes in this process."""
+    from ssl_models.cpu import allocator
+
+    if kept:
+        allocator.keep_freed()
+    print(json.dumps(vars(stepper("gpt", Path(shards))[1]())))
+
+
+def started(shards: Path, spin: str, memory: str) -> Spent:
+    """A turn in a process of its own."""
+    command = [sys.executable, "-c", ONCE, str(shards), memory]
+    environment = {**os.environ, "GOMP_SPINCOUNT": spin}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return Spent(**json.loads(done.stdout))
 
 
 def main() -> None:
@@ -113,24 +136,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shards", type=Path, default=Path("data/shard"))
     given = parser.parse_args()
-    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in TRICKS}
+    table: dict[str, dict[str, dict[str, float]]] = {}
+
+    def report(trick: str, rounds: list[tuple[Spent, Spent]]) -> None:
+        table[trick] = {}
+        for kind in ("seconds", "processor"):
+            ratios = sorted(getattr(out, kind) / getattr(usual, kind) for usual, out in rounds)
+            ends = {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
+            table[trick][kind] = {name: round(value, 3) for name, value in ends.items()}
+        print(trick, table[trick], flush=True)
+
+    for model, tricks in TRICKS.items():
+        learner, steps = stepper(model, given.shards)
+        for trick in tricks:
+            rounds = []
+            for _ in range(given.rounds):
+                usual = steps()
+                with without(trick, learner):
+                    rounds.append((usual, steps()))
+            report(trick, rounds)
+    pairs: dict[str, list[tuple[Spent, Spent]]] = {trick: [] for trick in STARTS}
     for _ in range(given.rounds):
-        usual = {trick.model: spent(trick, given.shards, False) for trick in TRICKS.values()}
-        for name, trick in TRICKS.items():
-            without = spent(trick, given.shards, True)
-            ratios[name].append((without[0] / usual[trick.model][0], without[1] / usual[trick.model][1]))
-            print(f"{name:22}" + "".join(f" {ratio:6.2f}" for ratio in ratios[name][-1]), flush=True)
-    table = {
-        name: {
-            kind: {
-                "median": round(statistics.median(each), 3),
-                "least": round(min(each), 3),
-                "most": round(max(each), 3),
-            }
-            for kind, each in zip(("seconds", "processor"), zip(*rounds, strict=True), strict=True)
-        }
-        for name, rounds in ratios.items()
-    }
+        usual = started(given.shards, "1000", "kept")
+        for trick, settings in STARTS.items():
+            pairs[trick].append((usual, started(given.shards, *settings)))
+    for trick, rounds in pairs.items():
+        report(trick, rounds)
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": platform.processor() or platform.machine(),
@@ -138,8 +169,8 @@ def main() -> None:
         "rounds": given.rounds,
         "time without over time with": table,
     }
-    text = json.dumps(result, indent=1)
-    (ROOT / "benchmarks" / "results" / "cpu.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(result, indent=1) + "\n"
+    (Path(__file__).parent / "results" / "cpu.json").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -237,8 +237,8 @@ class PatchEncoder(VisionEncoder):
         return Encoded(x[:, 1:], x[:, 0])
 
     def forward(self, pixels: Tensor) -> Encoded:
-        """Pictures `[batch, channels, height, width]`, uint8 or float in [0, 1], of any size that patches tile: where it
-        is not the corpus's, positions are interpolated."""
+        """Pictures `[batch, channels, height, width]`, uint8 or float in [0, 1], of any size that patches tile: where
+        it is not the corpus's, positions are interpolated."""
         grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         return self.run(self.place(self.project(pixels), grid), grid)
 

@@ -43,7 +43,7 @@ class Case:
     @property
     def batch_norm(self) -> bool:
         """Whether rows see each other through batch normalisation, so that micro-batches change the result."""
-        return self.backbone.architecture == "resnet" or bool(self.task.get("norm"))
+        return self.backbone.architecture == "resnet" or bool(self.task.get("norm")) or self.objective == "toy_teacher"
 
 
 def _text(preset: str = "llama") -> Backbone:
@@ -55,6 +55,7 @@ CASES = {
     "toy_pairs": Case("toy_pairs", _text()),
     "toy_pairs_norm": Case("toy_pairs", _text(), task={"norm": True}, rows=8),
     "toy_pairs_norm_uneven": Case("toy_pairs", _text(), task={"norm": True}),
+    "toy_teacher": Case("toy_teacher", _text(), task={}, rows=8),
     "next_token": Case("next_token", _text()),
     "masked_language": Case("masked_language", _text("bert")),
     "span_corruption": Case("span_corruption", _text("t5")),
@@ -135,7 +136,8 @@ def gradients(
     subject.micro_batch, subject.pieces = micro_batch, pieces
     objective, batch = subject.objective, prepared(3)
     count = world.sum(objective.count(batch).double())
-    found = {"loss": torch.tensor(subject.gradient(3, batch, count, case.rows).means(world).loss)}
+    means = subject.gradient(3, batch, count, case.rows).means(world)
+    found = {"loss": torch.tensor(means.loss)} | {f"statistic {n}": value for n, value in means.statistics.items()}
     found |= {f"gradient {n}": p.grad for n, p in objective.named_parameters() if p.grad is not None}
     found |= {f"buffer {n}": b.clone() for n, b in objective.named_buffers()}
     objective.eval()

@@ -8,6 +8,7 @@ import torch
 from ssl_models import artifact
 from ssl_models.config import Model, Train
 from ssl_models.models import codebook
+from ssl_models.models.vision import regridded, vision_encoder
 from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, prepared, resnet, vit
 
 CASES = {
@@ -159,3 +160,22 @@ def test_saved_and_loaded_it_has_the_same_features(case, book, tmp_path):
 def test_what_does_not_fit_is_one_sentence(name, backbone, data, task, message):
     with pytest.raises(ValueError, match=message):
         objective(name, backbone, data, **task)
+
+
+@pytest.mark.parametrize("preset", ["vit", "mae", "beit"])
+def test_a_vit_reads_pictures_of_other_sizes_by_interpolated_positions(preset):
+    torch.manual_seed(0)
+    encoder = vision_encoder(vit(preset), encoding()).eval()
+    for parameter in encoder.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    with torch.no_grad():
+        small, own, large = (encoder(pixels(2, side=side)) for side in (8, 16, 32))
+    assert [part.tokens.shape[1] for part in (small, own, large)] == [4, 16, 64]
+    assert all(part.tokens.isfinite().all() for part in (small, large))
+
+
+def test_positions_of_another_grid_lie_between_those_of_the_own():
+    ramp = torch.arange(5.0)[:, None].expand(5, 4).reshape(-1, 1)
+    assert regridded(ramp, (5, 4), (5, 4)) is ramp
+    finer = regridded(ramp, (5, 4), (10, 8)).view(10, 8)
+    torch.testing.assert_close(finer[3:7], torch.tensor([1.25, 1.75, 2.25, 2.75])[:, None].expand(4, 8))

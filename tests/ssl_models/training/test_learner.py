@@ -81,6 +81,39 @@ def test_fitting_a_micro_batch_leaves_nothing_behind(
     assert all(parameter.grad is None for parameter in subject.objective.parameters())
 
 
+@pytest.mark.parametrize("micro_batch", [8, 2])
+def test_parameters_are_read_through_the_objectives_call_alone(micro_batch: int, shards: Path) -> None:
+    subject = learner(shards, "toy_pairs")
+    subject.micro_batch = micro_batch
+    called = list[str]()
+    subject.objective.register_forward_pre_hook(lambda module, given: called.append(given[1]))
+    batch = some_batch(subject, shards)
+    subject.gradient(0, batch, subject.objective.count(batch), 8)
+    assert all(parameter.grad is not None for parameter in subject.objective.parameters())
+    pieces = 8 // micro_batch * 2
+    assert called == ["embed"] * pieces + ["couple"] + ["embed"] * (pieces if micro_batch < 8 else 0)
+
+
+def test_what_couples_a_batch_gets_its_keys_in_order(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, given = learner(shards, "toy_pairs"), list[torch.Tensor]()
+    subject.micro_batch = 2
+    couple = type(subject.objective).couple
+    monkeypatch.setattr(
+        type(subject.objective), "couple", lambda self, all, keys: (given.append(keys), couple(self, all, keys))[1]
+    )
+    batch = some_batch(subject, shards)
+    subject.gradient(0, batch, subject.objective.count(batch), 8)
+    assert torch.equal(given[0], keyed.keys(0, 0, torch.arange(8)))
+
+
+def test_statistics_are_summed_over_micro_batches(shards: Path) -> None:
+    parts, whole = (gradient_cases.gradients("toy_teacher", shards, World(), size) for size in (2, 8))
+    assert parts["statistic rows"] == 8
+    assert parts["statistic outputs"].abs().max() > 0.1
+    # Normalised rows sum to the normalisation's bias, whatever batch they are normalised in.
+    torch.testing.assert_close(parts["statistic outputs"], whole["statistic outputs"], rtol=1e-4, atol=1e-4)
+
+
 def test_a_loss_without_a_gradient_is_an_error(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = learner(shards)
     loss = type(subject.objective).loss
