@@ -83,7 +83,8 @@ class GridBias(nn.Module):
 
     def forward(self, grid: Grid) -> Tensor:
         """`[1, heads, 1 + patches, 1 + patches]` for a grid of any size."""
-        table, index = self.table, self.index
+        table: Tensor = self.table
+        index = self.index
         if grid != self.grid:
             spans = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid)]
             table = torch.cat([regridded(table[:-_SPECIAL_BIASES], *spans), table[-_SPECIAL_BIASES:]])
