@@ -27,10 +27,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
 
 from ssl_models import artifact
-from ssl_models.cpu import linear, rms_norm
+from ssl_models.cpu import linear
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards
 from ssl_models.objectives.shared import augment
@@ -92,8 +91,6 @@ def without(trick: str, learner: Learner) -> ExitStack:
     patches = {
         "oneDNN": (linear, "_ONEDNN", False),
         "transposed copies": (linear, "_NARROW", 0),
-        "RMSNorm": (rms_norm.RMSNorm, "forward", nn.RMSNorm.forward),
-        "AdamW on one thread": (optimizers.OneThreadAdamW, "step", torch.optim.AdamW.step),
         "augment kernel": (
             augment,
             "apply",
@@ -106,7 +103,7 @@ def without(trick: str, learner: Learner) -> ExitStack:
 
 
 TRICKS = {
-    "gpt": ("side by side", "Muon side by side", "oneDNN", "transposed copies", "RMSNorm", "AdamW on one thread"),
+    "gpt": ("side by side", "Muon side by side", "oneDNN", "transposed copies"),
     "simclr": ("augment kernel",),
 }
 STARTS = {"short spin": ("0", "kept"), "kept memory": ("1000", "given back")}

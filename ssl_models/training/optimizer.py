@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_models.config import Train
-from ssl_models.cpu.side_by_side import limited, side_by_side
+from ssl_models.cpu.side_by_side import side_by_side
 
-SMALL = 2**17
-"""Values of a tensor that one thread of a CPU updates before all of them are awake."""
 AT_ONCE = 2**26
 """Most values of the matrices that Muon orthogonalises at once: what fills a GPU, and little beside its memory."""
 
@@ -96,15 +94,6 @@ class Muon(torch.optim.Muon):
         torch._foreach_add_(values, updates.to(values[0].dtype).unbind(), alpha=-rate)
 
 
-class OneThreadAdamW(torch.optim.AdamW):
-    """For many small tensors on a CPU: the fused kernel wakes every thread for each of them, which takes longer."""
-
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update the parameters that have a gradient."""
-        with limited(1):
-            super().step()
-
-
 def decaying(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Groups of `parameters` for torch: weights of two or more dimensions decay."""
     groups = [
@@ -123,15 +112,11 @@ class Optimizer:
         muon = hidden_matrices(model) if train.optimizer == "muon" else set()
         matrices = [p for p, name in self._names.items() if name in muon]
         others = [p for p, name in self._names.items() if name not in muon]
-        small = {p for p in others if p.is_cpu and p.numel() <= SMALL}
-        self._all: list[torch.optim.Optimizer] = [
-            kind(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True)
-            for kind, groups in (
-                (OneThreadAdamW, decaying([p for p in others if p in small], train.weight_decay)),
-                (torch.optim.AdamW, decaying([p for p in others if p not in small], train.weight_decay)),
-            )
-            if groups
-        ]
+        self._all: list[torch.optim.Optimizer] = []
+        if others:
+            groups = decaying(others, train.weight_decay)
+            betas = (train.beta1, train.beta2)
+            self._all.append(torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=True))
         self._peaks = [train.learning_rate] * len(self._all)
         if matrices:
             decay = train.weight_decay
