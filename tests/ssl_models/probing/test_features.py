@@ -82,8 +82,8 @@ def test_batches_are_encoded_side_by_side_unless_a_hook_looks_on(
 
     monkeypatch.setattr(Pixels, "features", watched)
     extract(objective, Source(reader(some(160, 1, 2, 2)), np.arange(160)), tmp_path)
-    first, *others = (worker is threading.current_thread() for worker in workers)
-    assert first  # alone, to see whether it leaves a trace
+    first, second, *others = (worker is threading.current_thread() for worker in workers)
+    assert first and second  # in turn, to see whether the first leaves a trace
     assert all(others) if hooked else not any(others)
 
 
