@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
@@ -37,6 +37,11 @@ class Train(Strict):
 
     steps: int = Field(ge=1)
     batch: int = Field(ge=1, description="rows in the global batch, over all processes")
+    normalisation_batch: int | None = Field(
+        default=None,
+        ge=2,
+        description="rows whose statistics batch normalisation shares; default: the whole batch, as in the papers",
+    )
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW")
     muon_learning_rate: float = Field(default=0.02, gt=0, description="peak rate of Muon, for matrices")
@@ -51,6 +56,12 @@ class Train(Strict):
     evaluate_every: int = Field(default=100, ge=1, description="steps between evaluations")
     validation_rows: int = Field(default=512, ge=1, description="rows evaluated each time, the same ones")
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Train:
+        if self.normalisation_batch is not None and self.batch % self.normalisation_batch:
+            raise ValueError(f"normalisation_batch: {self.normalisation_batch} does not divide a batch of {self.batch}")
+        return self
 
     @property
     def warmup_steps(self) -> int:

@@ -28,13 +28,13 @@ from ssl_models.models import compiler
 from ssl_models.objectives import Objective
 from ssl_models.tracking.execution import METRICS, REPORT, Execution, Stopwatch, peak_memory_mb, result
 from ssl_models.tracking.tracker import Status, Tracker
-from ssl_models.training import checkpoint
+from ssl_models.training import batch_norm, checkpoint
 from ssl_models.training.batches import Batches, on
 from ssl_models.training.evaluation import Evaluation
 from ssl_models.training.job import Compute, Job, JobError
 from ssl_models.training.learner import Learner
 from ssl_models.training.optimizer import Optimizer
-from ssl_models.training.parallel import World, first_to_fail, has_batch_norm, synchronise
+from ssl_models.training.parallel import World, first_to_fail
 from ssl_models.training.progress import Progress
 from ssl_models.training.signals import Signals
 
@@ -55,6 +55,10 @@ class State:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    """Steps skipped in a row."""
+    skipped_ever: int = 0
+    micro_batch: int | None = None
+    """What was found to fit: on another machine, too, a resumed job goes on with it."""
     losses: list[float] = field(default_factory=list)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
 
@@ -97,6 +101,8 @@ def run(job: Job, world: World, signals: Signals) -> None:
     status: Status = "FAILED"
     try:
         objective, encoding, shards = opened(job)
+        if objective.scheduled:
+            job = job.model_copy(update={"extendable": None})
         state, evaluation = train(job, world, signals, objective, encoding, shards, tracker)
         if tracker is not None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -186,9 +192,9 @@ def train(
     settings = job.model.train
     training, validation = splits(job, shards, world)
     objective.to(world.device).train()
-    learner = prepared_learner(job, world, objective, training)
     optimizer = Optimizer(objective, settings)
     state = resume(job, objective, optimizer, world, tracker)
+    learner = prepared_learner(job, world, objective, training, state)
     batches, evaluation = Batches(training, settings, world), Evaluation(learner, shards, validation)
     writer, extendable = (
         checkpoint.Writer(job.checkpoints),
@@ -210,13 +216,15 @@ def train(
             # From here on the device's numbers are on the host: the one time in a step that it waits for the device.
             means = totals.means(world, signals.stop is not None, signals.checkpoint or (due and not writer.busy))
             norm, (stop, write) = float(length), means.flags
-            if math.isfinite(means.loss) and math.isfinite(norm):
+            if means.finite and math.isfinite(norm):
                 learning_rate = optimizer.step(step)
+                with torch.no_grad():
+                    objective.after_step(step, settings.steps, means.statistics)
                 state.skipped = 0
             else:
                 learning_rate = 0.0
-                state.skipped += 1
-                check_patience(job, step, state.skipped, means.loss)
+                learner.undo()
+                skip(job, state, means.loss, norm, progress)
             optimizer.zero_grad()
 
             state.step += 1
@@ -228,11 +236,12 @@ def train(
                 "loss": means.loss,
                 "learning_rate": learning_rate,
                 "gradient_norm": norm,
+                **({"skipped_steps": float(state.skipped_ever)} if state.skipped_ever else {}),
                 f"{rate_name}_per_second": rate,
                 **{f"training_{name}": value for name, value in means.metrics.items()},
             }
             if tracker is not None and progress is not None:
-                tracker.metrics(state.step, finite(values))
+                tracker.metrics(state.step, values)
                 progress.advance(f"loss {means.loss:.4f}, {rate:,.0f} {rate_name}/s")
             if state.step % settings.evaluate_every == 0 or state.step == settings.steps:
                 evaluate(state, objective, evaluation, tracker, progress)
@@ -252,8 +261,9 @@ def train(
     return state, state.evaluations.get(settings.steps, {})
 
 
-def prepared_learner(job: Job, world: World, objective: Objective, training: Split) -> Learner:
-    """The objective made ready for this hardware: precision, compilation, micro-batch, batch normalisation."""
+def prepared_learner(job: Job, world: World, objective: Objective, training: Split, state: State) -> Learner:
+    """The objective made ready for this hardware: precision, compilation, micro-batch (found once, and then in
+    `state`), batch normalisation."""
     compute, gpu = job.compute, world.device.type == "cuda"
     if not gpu:
         # Byte-identical reruns; uninitialised memory need not be filled, as nothing here reads it.
@@ -265,17 +275,32 @@ def prepared_learner(job: Job, world: World, objective: Objective, training: Spl
     bfloat16 = automatic if compute.precision == "auto" else compute.precision == "bfloat16"
     learner = Learner(objective, world, job.model.train, bfloat16, compiled(compute, world))
     settings = job.model.train
-    rows, keys = Batches(training, settings, world).read(0)
-    batch = learner.prepare(on(world, rows), keys.to(world.device))
-    learner.micro_batch = learner.fit(batch, settings.batch) if compute.micro_batch == "auto" else compute.micro_batch
-    learner.pair(batch)
-    if has_batch_norm(objective) and settings.batch % world.size:
-        raise JobError(
-            f"models.{job.name}.train.batch: with batch normalisation {settings.batch} rows must divide evenly "
-            f"among {world.size} processes"
-        )
-    synchronise(objective, world)
+    if compute.micro_batch == "auto" and state.micro_batch is None:
+        rows, keys = Batches(training, settings, world).read(0)
+        state.micro_batch = learner.fit(learner.prepare(on(world, rows), keys.to(world.device)), settings.batch)
+    learner.micro_batch = (state.micro_batch or 1) if compute.micro_batch == "auto" else compute.micro_batch
+    if learner.normalised:
+        learner.micro_batch, learner.sharing = normalisation(job, world, learner.micro_batch)
+        batch_norm.synchronise(objective, world, learner.sharing)
     return learner
+
+
+def normalisation(job: Job, world: World, most: int) -> tuple[int, int]:
+    """The micro-batch and the number of processes that a normalisation group is spread over, where a process can
+    compute `most` rows at once. JobError where it cannot hold its part of a group."""
+    settings, at = job.model.train, f"models.{job.name}.train"
+    group = settings.normalisation_batch or settings.batch
+    try:
+        rows, sharing = batch_norm.layout(settings.batch, group, world.size)
+    except ValueError as error:
+        raise JobError(f"{at}.{error}") from None
+    if rows > most:
+        raise JobError(
+            f"{at}.normalisation_batch: {group} rows share the statistics of batch normalisation, which makes {rows} "
+            f"rows on each process, and micro_batch is {most}; raise compute.yaml's micro_batch or the number of "
+            f"processes, or set normalisation_batch to a divisor of the batch of at most {most}"
+        )
+    return rows, sharing
 
 
 def compiled(compute: Compute, world: World) -> bool:
@@ -300,15 +325,18 @@ def clip(objective: nn.Module, largest: float) -> Tensor:
     return norm
 
 
-def check_patience(job: Job, step: int, skipped: int, loss: float) -> None:
-    """JobError after `PATIENCE` useless steps in a row."""
-    if skipped < PATIENCE:
-        return
-    what = "gradient" if math.isfinite(loss) else "loss"
-    raise JobError(
-        f"{job.name}: the {what} has not been finite for {skipped} steps up to step {step + 1}; lower "
-        f"models.{job.name}.train.learning_rate"
-    )
+def skip(job: Job, state: State, loss: float, norm: float, progress: Progress | None) -> None:
+    """Count a step that changes nothing, and say so. JobError after `PATIENCE` of them in a row."""
+    state.skipped += 1
+    state.skipped_ever += 1
+    what = "loss" if not math.isfinite(loss) else "gradient" if not math.isfinite(norm) else "objective's statistics"
+    if state.skipped >= PATIENCE:
+        raise JobError(
+            f"{job.name}: the {what} has not been finite for {state.skipped} steps up to step {state.step + 1}; lower "
+            f"models.{job.name}.train.learning_rate"
+        )
+    if progress is not None:
+        progress.say(f"warning: {job.name}: step {state.step + 1} is skipped, as its {what} is not finite")
 
 
 def evaluate(
@@ -321,21 +349,22 @@ def evaluate(
     """Measure the model as it is after `state.step` steps; the first process also watches the features."""
     objective.eval()
     means = evaluation.loss()
-    found = {"validation_loss": means.loss, **means.metrics}
+    measured = {"validation_loss": means.loss, **means.metrics}
     if tracker is not None and progress is not None:
-        found.update(evaluation.watch())
+        measured.update(evaluation.watch())
         examples = evaluation.examples()
-        found.update(examples.metrics)
-        tracker.metrics(state.step, finite(found), evaluation=True)
+        measured.update(examples.metrics)
+        tracker.metrics(state.step, measured, evaluation=True)
         tracker.examples(state.step, examples)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-        progress.say(f"step {state.step}: {shown}")
-    state.evaluations[state.step] = finite(found)
+        progress.say(f"step {state.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+        if infinite := sorted(name for name, value in measured.items() if not math.isfinite(value)):
+            progress.say(f"warning: after step {state.step} {', '.join(infinite)} is not finite")
+    state.evaluations[state.step] = measured
     objective.train()
 
 
 def finite(values: dict[str, float]) -> dict[str, float]:
-    """Without NaN and infinity, which neither JSON nor a chart can hold."""
+    """Without NaN and infinity, which JSON cannot hold."""
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
@@ -348,8 +377,16 @@ def snapshot(
     tensors["losses"] = checkpoint.history(state.losses)
     evaluations = {str(step): values for step, values in state.evaluations.items()}
     unsent = tracker.unsent() if tracker is not None else []
-    meta = {"seconds": state.seconds, "skipped": state.skipped, "evaluations": evaluations, "unsent": unsent}
-    return checkpoint.Checkpoint(state.step, tensors, {"steps": steps, **meta})
+    meta = {
+        "steps": steps,
+        "seconds": state.seconds,
+        "skipped": state.skipped,
+        "skipped_ever": state.skipped_ever,
+        "micro_batch": state.micro_batch,
+        "evaluations": evaluations,
+        "unsent": unsent,
+    }
+    return checkpoint.Checkpoint(state.step, tensors, meta)
 
 
 def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World, tracker: Tracker | None) -> State:
@@ -381,11 +418,12 @@ def resume(job: Job, objective: nn.Module, optimizer: Optimizer, world: World, t
             tracker.restore(found.meta["unsent"])
         else:  # of another run, which has sent it: this one shows the whole curve
             for number, loss in enumerate(losses, 1):
-                tracker.metrics(number, finite({"loss": loss}))
+                tracker.metrics(number, {"loss": loss})
             for number, values in evaluations.items():
                 tracker.metrics(number, values, evaluation=True)
         print(f"{job.name}: resumed at step {found.step} of {settings.steps}", flush=True)
-    return State(found.step, found.meta["seconds"], found.meta["skipped"], losses, evaluations)
+    remembered = {name: found.meta[name] for name in ("seconds", "skipped", "skipped_ever", "micro_batch")}
+    return State(step=found.step, losses=losses, evaluations=evaluations, **remembered)
 
 
 def newest(job: Job) -> tuple[checkpoint.Checkpoint | None, list[str]]:
@@ -441,8 +479,8 @@ def curve(state: State) -> str:
     before = 0
     for end in ends:
         part = state.losses[before:end]
-        found = [values["validation_loss"] for step, values in state.evaluations.items() if before < step <= end]
-        lines.append(f"{end},{sum(part) / len(part):.6g},{f'{found[-1]:.6g}' if found else ''}")
+        measured = [values["validation_loss"] for step, values in state.evaluations.items() if before < step <= end]
+        lines.append(f"{end},{sum(part) / len(part):.6g},{f'{measured[-1]:.6g}' if measured else ''}")
         before = end
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,8 @@
 """The C library's allocator, told to keep what it frees.
 
 glibc gives a freed tensor of 32 MB or more back to the kernel, which clears its pages anew when the next one like it is
-asked for, at every step.
+asked for, at every step: three operations on 64 MB take 3.1 times the processor time. Steps of gpt, whose tensors are
+smaller, take 1.00 of it (benchmarks/cpu.py).
 """
 
 from __future__ import annotations

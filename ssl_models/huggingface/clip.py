@@ -160,6 +160,7 @@ CORRESPONDENCE = PictureCorrespondence(
     prefix="vision_model.",
     patches="vision_model.embeddings.patch_embedding",
     framed=(),
+    scalars=("logit_scale",),
     positions="vision_model.embeddings.position_embedding.weight",
     config=config,
     described=described,

@@ -66,6 +66,8 @@ class PictureCorrespondence:
     """Theirs to ours; ValueError, beginning with the key, for what has no equal here."""
     table: Callable[[Any], Table]
     """Names, ours to theirs: the encoder's in any objective, all of them in its own."""
+    scalars: tuple[str, ...] = ()
+    """Their tensors without a dimension; ours have one."""
     keyless: bool = False
     """Whether the keys have no bias."""
     constants: Callable[[int], State] = lambda width: {}
@@ -189,6 +191,7 @@ def adopt(state: State, c: PictureCorrespondence) -> State:
     for name in c.framed:
         if name in adopted and adopted[name].ndim == 3:
             adopted[name] = adopted[name][0] if adopted[name].shape[1] > 1 else adopted[name][0, 0]
+    adopted |= {name: adopted[name].reshape(1) for name in c.scalars if name in adopted}
     if c.keyless:
         adopted |= {name: torch.zeros(len(adopted[name.removesuffix("bias") + "weight"])) for name in _keys(adopted)}
     return adopted
@@ -202,6 +205,7 @@ def release(state: State, c: PictureCorrespondence, architecture: Architecture) 
     for name in c.framed:
         if name in released:
             released[name] = released[name].reshape(1, -1, released[name].shape[-1])
+    released |= {name: released[name].reshape(()) for name in c.scalars if name in released}
     if c.keyless:
         for name in _keys(released):
             del released[name]

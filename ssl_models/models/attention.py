@@ -18,7 +18,6 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ssl_models.cpu.linear import Linear
-from ssl_models.cpu.rms_norm import RMSNorm
 from ssl_models.models import compiler
 from ssl_models.models.presets import Architecture
 
@@ -194,8 +193,8 @@ class Attention(nn.Module):
         else:
             self.qkv = Linear(a.width, queries + 2 * keys, bias=a.biases)
         self.out = Linear(queries, a.width, bias=a.biases)
-        self.q_norm = RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
-        self.k_norm = RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
+        self.q_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
+        self.k_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
 
     def _split(self, projected: Tensor, *heads: int) -> list[Tensor]:
         """`[batch, tokens, (sum of heads) x head width]` to a `[batch, heads, tokens, head width]` per entry."""

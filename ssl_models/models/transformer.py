@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_models.cpu.linear import Linear, linear
-from ssl_models.cpu.rms_norm import RMSNorm
 from ssl_models.models.attention import (
     Attention,
     AttentionMask,
@@ -49,7 +48,7 @@ def norm(architecture: Architecture, width: int = 0) -> nn.Module:
     """The architecture's norm over `width` (default: the stream's)."""
     width = width or architecture.width
     if architecture.norm == "rms":
-        return RMSNorm(width, eps=architecture.norm_eps)
+        return nn.RMSNorm(width, eps=architecture.norm_eps)
     return nn.LayerNorm(width, eps=architecture.norm_eps, bias=architecture.biases)
 
 

@@ -45,6 +45,19 @@ def sine_cosine_2d(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([sine_cosine(column.flatten(), width // 2), sine_cosine(row.flatten(), width // 2)], dim=1)
 
 
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
+
+
+def regridded(table: Tensor, grid: Grid, wanted: Grid) -> Tensor:
+    """What a `table` `[rows * columns, width]` says of the places of a grid, for another one: interpolated, as in DINO
+    (Caron et al. 2021, arXiv 2104.14294)."""
+    if grid == wanted:
+        return table
+    picture = table.view(*grid, -1).permute(2, 0, 1)[None]
+    return functional.interpolate(picture, wanted, mode="bicubic")[0].flatten(1).mT
+
+
 class GridBias(nn.Module):
     """BEiT's relative position bias of one layer: a learned number per head and offset on the grid, with [CLS]
     apart."""
@@ -53,19 +66,30 @@ class GridBias(nn.Module):
 
     def __init__(self, rows: int, columns: int, heads: int) -> None:
         super().__init__()
+        self.grid = (rows, columns)
+        self.table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1) + _SPECIAL_BIASES, heads))
+        self.register_buffer("index", self._index(rows, columns), persistent=False)
+
+    @staticmethod
+    def _index(rows: int, columns: int) -> Tensor:
+        """The row of the table for each pair of [CLS] and patches."""
         offsets = (2 * rows - 1) * (2 * columns - 1)
-        self.table = nn.Parameter(torch.zeros(offsets + _SPECIAL_BIASES, heads))
         place = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).flatten(1)
         away = place[:, :, None] - place[:, None, :] + torch.tensor([rows - 1, columns - 1])[:, None, None]
         index = torch.empty(rows * columns + 1, rows * columns + 1, dtype=torch.int64)
         index[1:, 1:] = away[0] * (2 * columns - 1) + away[1]
         index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
-        self.register_buffer("index", index, persistent=False)
+        return index
 
-    def forward(self) -> Tensor:
-        """`[1, heads, 1 + patches, 1 + patches]`."""
-        bias: Tensor = self.table[self.index]
-        return bias.permute(2, 0, 1)[None]
+    def forward(self, grid: Grid) -> Tensor:
+        """`[1, heads, 1 + patches, 1 + patches]` for a grid of any size."""
+        table: Tensor = self.table
+        index = self.index
+        if grid != self.grid:
+            spans = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid)]
+            table = torch.cat([regridded(table[:-_SPECIAL_BIASES], *spans), table[-_SPECIAL_BIASES:]])
+            index = self._index(*grid).to(index.device)
+        return table[index].permute(2, 0, 1)[None]
 
 
 @dataclass
@@ -194,23 +218,30 @@ class PatchEncoder(VisionEncoder):
         kind = self.architecture.positions
         return self.positions if kind == "learned" else self.fixed if kind == "sincos" else None
 
-    def place(self, patches: Tensor) -> Tensor:
-        """`patches` `[batch, patches, width]` with their positions added."""
+    def place(self, patches: Tensor, grid: Grid | None = None) -> Tensor:
+        """`patches` `[batch, patches, width]`, of a picture of the corpus's size or on `grid`, with their positions
+        added."""
         position = self._position()
-        return patches if position is None else patches + position[1:]
+        own = (self.rows, self.columns)
+        return patches if position is None else patches + regridded(position[1:], own, grid or own)
 
-    def run(self, patches: Tensor) -> Encoded:
-        """Any placed patches `[batch, some, width]` with [CLS] before them, through the transformer."""
+    def run(self, patches: Tensor, grid: Grid | None = None) -> Encoded:
+        """Any placed patches `[batch, some, width]` with [CLS] before them, through the transformer. Relative positions
+        need all patches of a picture of the corpus's size or on `grid`."""
         position = self._position()
         cls = self.cls if position is None else self.cls + position[0]
         x = torch.cat([cls.expand(len(patches), 1, -1), patches], dim=1)
-        biases = [bias() for bias in self.biases] if self.architecture.positions == "relative" else None
+        biases = None
+        if self.architecture.positions == "relative":
+            biases = [bias(grid or (self.rows, self.columns)) for bias in self.biases]
         x = self.stack(self.norm(x), biases=biases)
         return Encoded(x[:, 1:], x[:, 0])
 
     def forward(self, pixels: Tensor) -> Encoded:
-        """Pictures `[batch, channels, height, width]`, uint8 or float in [0, 1]."""
-        return self.run(self.place(self.project(pixels)))
+        """Pictures `[batch, channels, height, width]`, uint8 or float in [0, 1], of any size that patches tile: where
+        it is not the corpus's, positions are interpolated."""
+        grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
+        return self.run(self.place(self.project(pixels), grid), grid)
 
 
 def vision_encoder(backbone: Backbone, encoding: Encoding) -> VisionEncoder:

@@ -5,11 +5,14 @@ module defines one subclass of `Objective` and names it in `OBJECTIVE`. The trai
 
     batch = objective.prepare(rows, keys)  # on the device, vectorised; `keys` are its only randomness
     count = objective.count(batch)         # predicted items, summed over micro-batches and processes
-    outcome = objective(micro)             # loss as a SUM over predicted items; the trainer divides by the global count
+    outcome = objective(micro)             # `loss`: a SUM over predicted items, divided by the global count
+    objective.after_step(step, ...)        # once the weights have changed: what follows them, such as a teacher
 
-so that neither micro-batches nor processes change a gradient. Objectives whose loss couples the rows of the whole
-batch (NT-Xent, CLIP) set `whole_batch` and split `forward` into `embed` and `couple`. On a CPU two threads may be in
-`forward`, `embed` or `features` at once, on different rows: these keep nothing and change nothing that they are given.
+so that neither micro-batches nor processes change a gradient. An objective whose loss couples the rows of the whole
+batch (NT-Xent, CLIP) sets `whole_batch` and has `embed` and `couple` in the place of `loss`. Parameters are read
+through `objective(...)` alone, which may be wrapped (compiled, sharded), and change in the optimizer and in
+`after_step` alone; what else a model remembers is a buffer or a parameter that requires no gradient, and lies in the
+`state_dict`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -33,7 +36,14 @@ height, width]`; video: `pixels` uint8 `[batch, frames, channels, height, width]
 Rows of the probe split of a text corpus are padded with `encoding.pad`."""
 
 Batch = dict[str, Tensor]
-"""What `prepare` made of rows; every tensor has the batch as its first dimension and splits into micro-batches."""
+"""What `prepare` made of rows; every tensor has the batch as its first dimension and splits into micro-batches, and
+otherwise any size of its own: views of several sizes are several tensors. The trainer adds the rows' `keys`."""
+
+Embeddings = dict[str, Tensor]
+"""What `embed` makes of a micro-batch, and of all of them, in order, what `couple` gets: `[batch, ...]` by name."""
+
+Part = Literal["loss", "embed", "couple"]
+"""What an objective is called for."""
 
 
 class Options(BaseModel):
@@ -45,10 +55,12 @@ class Options(BaseModel):
 @dataclass
 class Outcome:
     """`loss`: scalar sum over predicted items. `sums`: further metrics by name, each a pair of detached scalars
-    (numerator, denominator), summed over micro-batches and processes before they are divided."""
+    (numerator, denominator), summed over micro-batches and processes before they are divided. `statistics`: detached
+    tensors of any shape by name, summed alike and handed to `after_step` (DINO's centre)."""
 
     loss: Tensor
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module, ABC):
@@ -56,6 +68,9 @@ class Objective(nn.Module, ABC):
 
     Options: ClassVar[type[Options]] = Options
     whole_batch: ClassVar[bool] = False
+    scheduled: ClassVar[bool] = False
+    """Whether `after_step` looks at `steps`: such a training ends differently from its first step on where it is longer,
+    so that a finished one cannot be extended."""
 
     @abstractmethod
     def __init__(self, backbone: Backbone, options: Any, encoding: Encoding) -> None:
@@ -70,21 +85,33 @@ class Objective(nn.Module, ABC):
     def count(self, batch: Batch) -> Tensor:
         """Number of predicted items: scalar float tensor on the batch's device, no gradient."""
 
-    def forward(self, batch: Batch) -> Outcome:
+    def forward(self, batch: Batch, part: Part = "loss") -> Outcome | Embeddings:
+        """What training asks of the parameters: the outcome of a micro-batch, its embeddings, or, of those of a global
+        batch with their `keys`, the outcome."""
+        if part == "embed":
+            return self.embed(batch)
+        if part == "couple":
+            return self.couple({name: value for name, value in batch.items() if name != "keys"}, batch["keys"])
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> Outcome:
         """The summed loss of one micro-batch."""
         if not self.whole_batch:
-            raise TypeError(
-                f"{type(self).__name__} must define forward, or set whole_batch and define embed and couple"
-            )
-        return self.couple(self.embed(batch))
+            raise TypeError(f"{type(self).__name__} must define loss, or set whole_batch and define embed and couple")
+        return self.couple(self.embed(batch), batch["keys"])
 
-    def embed(self, batch: Batch) -> Tensor:
-        """whole_batch only: embeddings `[batch, ...]` of one micro-batch; rows do not see each other in it."""
+    def embed(self, batch: Batch) -> Embeddings:
+        """whole_batch only: embeddings of one micro-batch; rows do not see each other in it."""
         raise TypeError(f"{type(self).__name__} does not couple the whole batch")
 
-    def couple(self, embeddings: Tensor) -> Outcome:
-        """whole_batch only: the summed loss of the embeddings `[global batch, ...]` of all processes, in order."""
+    def couple(self, embeddings: Embeddings, keys: Tensor) -> Outcome:
+        """whole_batch only: the summed loss of the embeddings of all processes, in the order of the global batch, whose
+        `keys` int64 `[global batch]` are its only randomness. Every process computes it alike."""
         raise TypeError(f"{type(self).__name__} does not couple the whole batch")
+
+    def after_step(self, step: int, steps: int, statistics: dict[str, Tensor]) -> None:
+        """Called, without gradient, when the optimizer has taken step `step` (from 0) of `steps`, never for a step that
+        was skipped; `statistics` are the outcomes', summed over the global batch. Every process computes it alike."""
 
     @abstractmethod
     def features(self, rows: Rows) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ssl_models.config import Backbone
 from ssl_models.data.augmentation import Augmentation
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.vision import Encoded, vision_encoder
-from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
+from ssl_models.objectives import Batch, Embeddings, Examples, Objective, Options, Outcome, Rows
 from ssl_models.objectives.shared import augment, losses, pictures
 
 _FIRST, _SECOND = 0, 2
@@ -59,15 +59,15 @@ class Contrastive(Objective):
         views = batch["views"]
         return torch.tensor(2.0 * len(views), device=views.device)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Projections `[batch, 2, out]` of both views, which share the statistics of batch normalisation."""
+    def embed(self, batch: Batch) -> Embeddings:
+        """`views` `[batch, 2, out]`: the projections of both, which share the statistics of batch normalisation."""
         views = batch["views"]
         projected: Tensor = self.projector(self.encoder(views.flatten(0, 1)).pooled)
-        return projected.view(len(views), 2, -1)
+        return {"views": projected.view(len(views), 2, -1)}
 
-    def couple(self, embeddings: Tensor) -> Outcome:
-        """The loss of all projections `[global batch, 2, out]`, times two per picture."""
-        first, second = embeddings.unbind(dim=1)
+    def couple(self, embeddings: Embeddings, keys: Tensor) -> Outcome:
+        """The loss of all projections, times two per picture."""
+        first, second = embeddings["views"].unbind(dim=1)
         count = torch.tensor(2.0 * len(first), device=first.device)
         if self.options.loss == "nt_xent":
             loss = losses.nt_xent(first, second, self.options.temperature)

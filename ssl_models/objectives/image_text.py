@@ -25,7 +25,7 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.models.presets import resolve
 from ssl_models.models.transformer import Transformer
 from ssl_models.models.vision import vision_encoder
-from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
+from ssl_models.objectives import Batch, Embeddings, Examples, Objective, Options, Outcome, Rows
 from ssl_models.objectives.shared import augment, losses, pictures
 
 _CLIP_START, _CLIP_MOST = math.log(1 / 0.07), math.log(100)
@@ -76,9 +76,9 @@ class ImageText(Objective):
         for projection in (self.image_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         sigmoid = options.loss == "siglip"
-        self.scale = nn.Parameter(torch.tensor(_SIGLIP_START if sigmoid else _CLIP_START))
+        self.scale = nn.Parameter(torch.tensor([_SIGLIP_START if sigmoid else _CLIP_START]))
         if sigmoid:
-            self.bias = nn.Parameter(torch.tensor(_SIGLIP_BIAS))
+            self.bias = nn.Parameter(torch.tensor([_SIGLIP_BIAS]))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Normalised embeddings `[batch, width]` of pictures."""
@@ -108,21 +108,24 @@ class ImageText(Objective):
         """Pairs."""
         return torch.tensor(float(len(batch["tokens"])), device=batch["tokens"].device)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """`[batch, 2, width]`: picture, caption."""
-        return torch.stack([self.encode_image(batch["pixels"]), self.encode_text(batch["tokens"])], dim=1)
+    def embed(self, batch: Batch) -> Embeddings:
+        """`image` and `text`, each `[batch, width]`."""
+        return {"image": self.encode_image(batch["pixels"]), "text": self.encode_text(batch["tokens"])}
 
-    def couple(self, embeddings: Tensor) -> Outcome:
-        """The loss of all pairs `[global batch, 2, width]`, times their number, with the recall among them."""
-        image, text = embeddings.unbind(dim=1)
+    def couple(self, embeddings: Embeddings, keys: Tensor) -> Outcome:
+        """The loss of all pairs, times their number, with the recall among them."""
+        image, text = embeddings["image"], embeddings["text"]
         count = torch.tensor(float(len(image)), device=image.device)
         if self.options.loss == "siglip":
             loss = losses.siglip(image, text, self.scale.exp(), self.bias)
         else:
-            with torch.no_grad():
-                self.scale.clamp_(max=_CLIP_MOST)
             loss = losses.clip(image, text, self.scale.exp())
         return Outcome(loss * count, {name: (hits, count) for name, hits in self._recalls(image, text).items()})
+
+    def after_step(self, step: int, steps: int, statistics: dict[str, Tensor]) -> None:
+        """CLIP's scale stays at most 100, "which we found necessary to prevent training instability"."""
+        if self.options.loss == "clip":
+            self.scale.clamp_(max=_CLIP_MOST)
 
     @torch.no_grad()
     def _recalls(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:

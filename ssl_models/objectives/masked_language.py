@@ -91,7 +91,7 @@ class MaskedLanguage(TextObjective):
         index = batch["positions"][..., None].expand(-1, -1, hidden.shape[-1])
         return self.transformer.readout(hidden.gather(1, index))
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """Cross-entropy of the selected tokens."""
         model, targets = self.transformer, batch["targets"]
         selected = self._selected(batch)

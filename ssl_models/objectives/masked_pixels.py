@@ -101,14 +101,14 @@ class MaskedPixels(Objective):
         predicted: Tensor = self.head(self.decoder(x)[:, 1:])
         return predicted
 
-    def loss(self, predicted: Tensor, batch: Batch) -> Tensor:
+    def error(self, predicted: Tensor, batch: Batch) -> Tensor:
         """Sum over masked patches of the mean squared error of `predicted` `[batch, patches, values]`."""
         error = ((predicted.float() - self.targets(batch["pixels"])) ** 2).mean(dim=-1)
         return error.gather(1, batch["order"][:, self.visible :]).sum()
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """The loss on masked patches."""
-        return Outcome(self.loss(self.predict(batch), batch))
+        return Outcome(self.error(self.predict(batch), batch))
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """`mean` over all patches, none masked, and `cls`."""

@@ -121,7 +121,7 @@ class MaskedVisualTokens(Objective):
         found: Tensor = self.head(tokens.gather(1, index))
         return found
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """Cross-entropy on masked patches."""
         targets = batch["codes"].masked_fill(~batch["masked"], IGNORE).gather(1, batch["positions"])
         logits = self.logits(batch).float()

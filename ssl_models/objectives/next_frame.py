@@ -79,7 +79,7 @@ class NextFrame(Objective):
         video = batch["video"]
         return torch.tensor(float(video[:, 1:].numel()), device=video.device)
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """Teacher-forced loss; the error of copying the last frame; in evaluation also the free-running error."""
         video = to_unit(batch["video"])
         count = self.count(batch)

@@ -54,7 +54,7 @@ class NextToken(TextObjective):
             batch["documents"] = (batch["inputs"] == self.encoding.eos).long().cumsum(1)
         return batch
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """Cross-entropy of the next token; bits per byte of the targets' text (`eos` costs bits and has no bytes)."""
         targets, model = batch["targets"], self.transformer
         hidden = model.readout(model.decode(batch["inputs"], documents=batch.get("documents")))

@@ -121,7 +121,7 @@ class PatchPosition(Objective):
         straight = torch.arange(_CLASSES, device=device)
         return torch.cat([straight, _CLASSES - 1 - straight]).expand(batch, -1)
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """Cross-entropy over the eight positions."""
         logits = self.logits(batch["patches"]).float().flatten(0, 1)
         targets = self.targets(len(batch["patches"]), logits.device).flatten()

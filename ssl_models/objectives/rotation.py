@@ -69,7 +69,7 @@ class Rotation(Objective):
         found: Tensor = self.head(self.encoder(rotations(pixels).flatten(0, 1)).pooled)
         return found
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """Cross-entropy over the four rotations."""
         logits = self.logits(batch["pixels"]).float()
         targets = torch.arange(_TURNS, device=logits.device).repeat(len(batch["pixels"]))

@@ -7,7 +7,6 @@ same before and after. One file per named feature in a folder that the caller de
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from ssl_models.cpu.threads import leaves_no_trace, side_by_side, sides
+from ssl_models.cpu.side_by_side import Passes
 from ssl_models.data.manifest import PROBE_COLUMNS
 from ssl_models.objectives import Objective, Rows
 from ssl_models.probing.logistic import Matrix
@@ -98,27 +97,20 @@ class Source:
 def extract(objective: Objective, source: Source, folder: Path) -> dict[str, Matrix]:
     """All named features of the source's rows, each a memory-mapped float32 `[rows, width]` in `folder`, by name in the
     objective's order. The objective stays on its device."""
-    found: dict[str, npt.NDArray[np.float32]] = {}
+    stored: dict[str, npt.NDArray[np.float32]] = {}
+    device = next(objective.parameters()).device
 
     def features(read: tuple[Indices, Rows]) -> tuple[Indices, dict[str, Tensor]]:
         at, batch = read
-        with torch.inference_mode():
-            return at, objective.features(batch)
-
-    def keep(some: list[tuple[Indices, Rows]]) -> None:
-        for at, named in side_by_side(features, some):
-            for name, values in named.items():
-                if name not in found:
-                    found[name] = _store(folder / f"{len(found):03d}.npy", len(source.rows), values)
-                found[name][at] = values.float().cpu().numpy()
+        return at, objective.features(batch)
 
     with frozen(objective):
-        batches = source.batches(objective)
-        alone = not leaves_no_trace(objective, lambda: keep(list(itertools.islice(batches, 1))))
-        together = 1 if alone else sides(next(objective.parameters()).device)
-        while some := list(itertools.islice(batches, together)):
-            keep(some)
-    return found
+        for at, named in Passes(objective)(features, source.batches(objective), device):
+            for name, values in named.items():
+                if name not in stored:
+                    stored[name] = _store(folder / f"{len(stored):03d}.npy", len(source.rows), values)
+                stored[name][at] = values.float().cpu().numpy()
+    return stored
 
 
 def classify(objective: Objective, source: Source, names: Sequence[str]) -> Indices | None:

@@ -9,13 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-from ssl_models.cpu.threads import side_by_side
 from ssl_models.data import keyed
 from ssl_models.data.manifest import PROBE_COLUMNS
 from ssl_models.data.shards import Shards, Split
 from ssl_models.objectives import Examples, Rows
 from ssl_models.training.batches import on
-from ssl_models.training.learner import EVALUATION_STEP, Learner, Means, Totals
+from ssl_models.training.learner import EVALUATION_STEP, Learner
+from ssl_models.training.totals import Means, Totals
 
 WATCHED = 256
 """Rows whose features are watched during training: enough to see a trend, cheap enough to see it often."""
@@ -55,20 +55,22 @@ class Evaluation:
         from ssl_models.probing import geometry
 
         learner = self._learner
-        step = min(learner.micro_batch // learner.sides, WATCHED)
+        step = max(1, min(learner.micro_batch // learner.pieces, WATCHED))
 
-        def first_features(start: int) -> Tensor:
-            rows = on(learner.world, {name: value[start : start + step] for name, value in self._watched.items()})
-            with torch.no_grad(), learner.autocast():
+        def first_features(number: int) -> Tensor:
+            some = slice(number * step, (number + 1) * step)
+            rows = on(learner.world, {name: value[some] for name, value in self._watched.items()})
+            with learner.autocast():
                 named = learner.objective.features(rows)
             return named[next(iter(named))].float().cpu()
 
-        starts = range(0, len(next(iter(self._watched.values()))), step)
-        features = torch.cat(side_by_side(first_features, starts, learner.sides))
-        found = {"rank_me": geometry.rank_me(features)}
+        with torch.no_grad():
+            watched = len(next(iter(self._watched.values())))
+            features = torch.cat(learner.passes(first_features, math.ceil(watched / step)))
+        measured = {"rank_me": geometry.rank_me(features)}
         if self._labels is not None:
-            found["knn_accuracy"] = geometry.knn_accuracy(features, self._labels)
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            measured["knn_accuracy"] = geometry.knn_accuracy(features, self._labels)
+        return measured
 
     @torch.no_grad()
     def examples(self) -> Examples:

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_models.config import Train
-from ssl_models.cpu.threads import limited, side_by_side, sides
+from ssl_models.cpu.side_by_side import side_by_side
 
-SMALL = 2**17
-"""Values of a tensor that one thread of a CPU updates before all of them are awake."""
-TOGETHER = 2**26
+AT_ONCE = 2**26
 """Most values of the matrices that Muon orthogonalises at once: what fills a GPU, and little beside its memory."""
 
 
@@ -73,13 +71,13 @@ class Muon(torch.optim.Muon):
         """Update the parameters that have a gradient."""
         for group in self.param_groups:
             used = [p for p in group["params"] if p.grad is not None]
-            together = []
+            batches = []
             for shape in dict.fromkeys(p.shape for p in used):
                 alike = [p for p in used if p.shape == shape]
-                count = max(1, TOGETHER // shape.numel())
-                together += [alike[first : first + count] for first in range(0, len(alike), count)]
-            if together:
-                side_by_side(functools.partial(self._update, group), together, sides(used[0].device))
+                count = max(1, AT_ONCE // shape.numel())
+                batches += [alike[first : first + count] for first in range(0, len(alike), count)]
+            if batches:
+                side_by_side(functools.partial(self._update, group), batches, used[0].device)
 
     def _update(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         rows, columns = parameters[0].shape
@@ -95,15 +93,6 @@ class Muon(torch.optim.Muon):
         updates = orthogonal(nesterov, group["ns_coefficients"], group["ns_steps"], group["eps"])
         torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(values, updates.to(values[0].dtype).unbind(), alpha=-rate)
-
-
-class OneThreadAdamW(torch.optim.AdamW):
-    """For many small tensors on a CPU: the fused kernel wakes every thread for each of them, which takes longer."""
-
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update the parameters that have a gradient."""
-        with limited(1):
-            super().step()
 
 
 def decaying(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -124,15 +113,11 @@ class Optimizer:
         muon = hidden_matrices(model) if train.optimizer == "muon" else set()
         matrices = [p for p, name in self._names.items() if name in muon]
         others = [p for p, name in self._names.items() if name not in muon]
-        small = {p for p in others if p.is_cpu and p.numel() <= SMALL}
-        self._all: list[torch.optim.Optimizer] = [
-            kind(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True)
-            for kind, groups in (
-                (OneThreadAdamW, decaying([p for p in others if p in small], train.weight_decay)),
-                (torch.optim.AdamW, decaying([p for p in others if p not in small], train.weight_decay)),
-            )
-            if groups
-        ]
+        self._all: list[torch.optim.Optimizer] = []
+        if others:
+            groups = decaying(others, train.weight_decay)
+            betas = (train.beta1, train.beta2)
+            self._all.append(torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=True))
         self._peaks = [train.learning_rate] * len(self._all)
         if matrices:
             decay = train.weight_decay

@@ -9,15 +9,13 @@ beside the micro-batches before it. NCCL on GPUs, gloo on the CPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_models.cpu import allocator
 from ssl_models.training.job import STORE, JobError
@@ -148,80 +146,3 @@ def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         held += size
     if bucket:
         yield bucket
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over the processes; its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        distributed.all_reduce(total)
-        return total
-
-
-_summed: Callable[[Tensor], Tensor] = _Sum.apply
-
-
-class GlobalBatchNorm(_BatchNorm):
-    """Batch normalisation over the rows of all processes, on any device (`nn.SyncBatchNorm` knows GPUs only)."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`[rows, channels, ...]` to the same shape."""
-        if not self.training:
-            inferred: Tensor = super().forward(input)
-            return inferred
-        others = [axis for axis in range(input.ndim) if axis != 1]
-        count = input.new_tensor([input.numel() / input.shape[1]])
-        totals = _summed(torch.cat([input.sum(others), count]))
-        mean = totals[:-1] / totals[-1]
-        shape = [1, -1] + [1] * (input.ndim - 2)
-        centred = input - mean.view(shape)
-        variance = _summed((centred * centred).sum(others)) / totals[-1]
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                unbiased = variance * (totals[-1] / (totals[-1] - 1).clamp_min(1))
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(unbiased, share)
-        out: Tensor = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether rows of a batch see each other through batch normalisation."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
-def synchronise(model: nn.Module, world: World) -> None:
-    """Make the batch normalisation of `model` see the rows of every process; parameters and their names stay."""
-    if world.size == 1:
-        return
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm | GlobalBatchNorm):
-                setattr(parent, name, _synchronised(child, world.device))
-
-
-def _synchronised(norm: _BatchNorm, device: torch.device) -> nn.Module:
-    if device.type == "cuda":
-        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-        return convert(norm)
-    twin = GlobalBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    twin.weight, twin.bias = norm.weight, norm.bias
-    twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
-    twin.num_batches_tracked = norm.num_batches_tracked
-    twin.train(norm.training)
-    return twin

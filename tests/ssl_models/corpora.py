@@ -15,6 +15,7 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.data.manifest import Column, Manifest, Shard, SplitManifest
 from ssl_models.files import checksum
 from ssl_models.training.job import Compute, Job, Tracking
+from tests.ssl_models.objectives import pictures
 
 TOYS = Path(__file__).parent / "objectives"
 if str(TOYS) not in ssl_models.objectives.__path__:
@@ -84,11 +85,36 @@ def model(objective: str = "toy_words", task: dict[str, Any] | None = None, **tr
     )
 
 
+def picture_shards(folder: Path, rows: dict[str, int] | None = None) -> Path:
+    """Smooth colour pictures, all different."""
+    counts = rows or {"train": 48, "validation": 24}
+    columns = {"pixels": Column(dtype="uint8", shape=(3, pictures.SIDE, pictures.SIDE))}
+    splits = {}
+    for seed, (name, count) in enumerate(counts.items()):
+        flat = pictures.pixels(count, seed=seed).flatten(1).numpy()
+        arrays = {"pixels": pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])}
+        batch = pa.RecordBatch.from_pydict(arrays)
+        path = folder / name / "part-00000.arrow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.ipc.new_file(path, batch.schema) as writer:
+            writer.write_batch(batch)
+        shard = Shard(file=f"{name}/part-00000.arrow", rows=count, blake2b=checksum(path))
+        splits[name] = SplitManifest(rows=count, bytes=path.stat().st_size, shards=[shard])
+    (folder / "manifest.json").write_text(Manifest(modality="image", columns=columns, splits=splits).model_dump_json())
+    pictures.encoding().save(folder / "encoding")
+    return folder
+
+
 def tiny_job(folder: Path, model: Model, tracking: Tracking | None = None, **compute: Any) -> Path:
-    """A job file whose everything lies under `folder`; the shards are shared."""
+    """A job file whose everything lies under `folder`; the shards, of text, are shared."""
     shards = folder.parent / "shards"
     if not shards.exists():
         text_shards(shards)
+    return job(folder, model, shards, tracking, **compute)
+
+
+def job(folder: Path, model: Model, shards: Path, tracking: Tracking | None = None, **compute: Any) -> Path:
+    """A job file whose everything but the shards lies under `folder`."""
     job = Job(
         name="tiny",
         model=model,

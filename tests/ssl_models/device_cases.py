@@ -20,8 +20,9 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from ssl_models import artifact
 from ssl_models.data import keyed
 from ssl_models.data.encoding import Encoding
-from ssl_models.training.learner import Learner, Totals
+from ssl_models.training.learner import Learner
 from ssl_models.training.parallel import World
+from ssl_models.training.totals import Totals
 from tests.ssl_models import corpora, gradient_cases
 from tests.ssl_models.gradient_cases import CASES, FRAMES, Case
 from tests.ssl_models.objectives import pictures

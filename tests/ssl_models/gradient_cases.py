@@ -18,8 +18,10 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards, batch_indices
 from ssl_models.models import codebook
 from ssl_models.objectives import Rows
-from ssl_models.training.learner import EVALUATION_STEP, Learner, Totals
-from ssl_models.training.parallel import World, synchronise
+from ssl_models.training.batch_norm import synchronise
+from ssl_models.training.learner import EVALUATION_STEP, Learner
+from ssl_models.training.parallel import World
+from ssl_models.training.totals import Totals
 from tests.ssl_models import corpora
 from tests.ssl_models.objectives import pictures
 
@@ -41,7 +43,7 @@ class Case:
     @property
     def batch_norm(self) -> bool:
         """Whether rows see each other through batch normalisation, so that micro-batches change the result."""
-        return self.backbone.architecture == "resnet" or bool(self.task.get("norm"))
+        return self.backbone.architecture == "resnet" or bool(self.task.get("norm")) or self.objective == "toy_teacher"
 
 
 def _text(preset: str = "llama") -> Backbone:
@@ -53,6 +55,7 @@ CASES = {
     "toy_pairs": Case("toy_pairs", _text()),
     "toy_pairs_norm": Case("toy_pairs", _text(), task={"norm": True}, rows=8),
     "toy_pairs_norm_uneven": Case("toy_pairs", _text(), task={"norm": True}),
+    "toy_teacher": Case("toy_teacher", _text(), task={}, rows=8),
     "next_token": Case("next_token", _text()),
     "masked_language": Case("masked_language", _text("bert")),
     "span_corruption": Case("span_corruption", _text("t5")),
@@ -112,7 +115,7 @@ def learner(
     objective.to(precision).train()
     for parameter in objective.parameters():  # asymmetric, and no gradient is zero for want of a start
         parameter.data += 0.1 * torch.randn_like(parameter)
-    synchronise(objective, world)
+    synchronise(objective, world, world.size)
     made = Learner(objective, world, model.train, bfloat16=bfloat16, compiled=False)
     numbers = torch.from_numpy(np.ascontiguousarray(batch_indices(0, 3, case.rows, corpus)[world.slice(case.rows)]))
     rows = _rows(case, shards, numbers)
@@ -125,15 +128,16 @@ def learner(
 
 
 def gradients(
-    name: str, shards: Path, world: World, micro_batch: int, sides: int = 1, bfloat16: bool = False
+    name: str, shards: Path, world: World, micro_batch: int, pieces: int = 1, bfloat16: bool = False
 ) -> dict[str, Tensor]:
     """The gradient of every parameter, the loss, the buffers after the step, and the validation loss."""
     case = CASES[name]
     subject, prepared = learner(case, shards, world, bfloat16)
-    subject.micro_batch, subject.sides = micro_batch, sides
+    subject.micro_batch, subject.pieces = micro_batch, pieces
     objective, batch = subject.objective, prepared(3)
     count = world.sum(objective.count(batch).double())
-    found = {"loss": torch.tensor(subject.gradient(3, batch, count, case.rows).means(world).loss)}
+    means = subject.gradient(3, batch, count, case.rows).means(world)
+    found = {"loss": torch.tensor(means.loss)} | {f"statistic {n}": value for n, value in means.statistics.items()}
     found |= {f"gradient {n}": p.grad for n, p in objective.named_parameters() if p.grad is not None}
     found |= {f"buffer {n}": b.clone() for n, b in objective.named_buffers()}
     objective.eval()

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -14,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from ssl_models import artifact, train
+from ssl_models import artifact, objectives, train
 from ssl_models.config import Model
 from ssl_models.models import compiler
 from ssl_models.tracking.execution import Execution
@@ -24,6 +25,8 @@ from ssl_models.training.parallel import World
 from stages.dispatch.local import Lease, Running
 from tests.ssl_models import corpora
 from tests.ssl_models.corpora import finish, model, start, tiny_job
+
+ToyTeacher, ToyWords = objectives.find("toy_teacher"), objectives.find("toy_words")
 
 
 def weights(folder: Path) -> bytes:
@@ -256,6 +259,94 @@ def test_what_the_user_can_mend_is_one_line_and_exit_status_2(undisturbed: Path)
 
 def test_a_loss_that_is_not_finite_ends_the_job_with_one_sentence(undisturbed: Path) -> None:
     refused(undisturbed.parent / "nan", model(task={"explode_at": 1.0}), "the loss has not been finite for 5 steps")
+
+
+def test_a_skipped_step_is_skipped_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    loss, states, told = ToyTeacher.loss, list[dict[str, torch.Tensor]](), list[int]()
+
+    def one_is_infinite(self: ToyTeacher, batch: dict[str, torch.Tensor]) -> object:
+        if self.training:
+            states.append({name: value.clone() for name, value in self.state_dict().items()})
+        if self.training and len(states) == 4:
+            with torch.no_grad():
+                self.student[0].weight.mul_(1e30)
+                outcome = loss(self, batch)
+                self.student[0].weight.copy_(states[-1]["student.0.weight"])
+            outcome.loss = outcome.loss * math.inf + self.head.bias.sum()
+            return outcome
+        return loss(self, batch)
+
+    monkeypatch.setattr(ToyTeacher, "loss", one_is_infinite)
+    after_step = ToyTeacher.after_step
+    monkeypatch.setattr(
+        ToyTeacher, "after_step", lambda self, *given: (told.append(given[0]), after_step(self, *given))
+    )
+    train_here(tiny_job(tmp_path / "job", model("toy_teacher", steps=6, evaluate_every=6), micro_batch=8))
+    torch.testing.assert_close(states[4], states[3], rtol=0, atol=0)
+    assert not torch.equal(states[3]["centre"], states[2]["centre"])
+    assert not torch.equal(states[3]["student.2.running_var"], states[2]["student.2.running_var"])
+    assert told == [0, 1, 2, 4, 5]
+    assert "warning: tiny: step 4 is skipped, as its loss is not finite" in capsys.readouterr().out
+    trained = artifact.load(tmp_path / "job" / "output" / "model")
+    assert all(value.isfinite().all() for value in trained.state_dict().values())
+
+
+def test_a_validation_loss_that_is_not_finite_is_said_and_ends_with_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = ToyWords.loss
+
+    def infinite(self: ToyWords, batch: dict[str, torch.Tensor]) -> object:
+        outcome = loss(self, batch)
+        return outcome if self.training else dataclasses.replace(outcome, loss=outcome.loss * math.nan)
+
+    monkeypatch.setattr(ToyWords, "loss", infinite)
+    logged = list[dict[str, float]]()
+    monkeypatch.setattr(train.Tracker, "metrics", lambda self, step, values, evaluation=False: logged.append(values))
+    job = tiny_job(tmp_path / "job", model(), micro_batch=8)
+    with pytest.raises(train.Stopped):
+        train_here(job, stop_at=6)
+    train_here(job)
+    output = tmp_path / "job" / "output"
+    rows = [line.split(",") for line in (output / "loss.csv").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows if row[2] == "nan"] == ["4", "8", "12"]
+    assert "validation_loss" not in json.loads((output / "metrics.json").read_text())
+    assert "warning: after step 12 validation_loss is not finite" in capsys.readouterr().out
+    assert sum(math.isnan(values.get("validation_loss", 0.0)) for values in logged) == 3
+    artifact.load(output / "model")
+
+
+def test_a_micro_batch_is_found_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tiny_job(tmp_path / "job", model())
+    with pytest.raises(train.Stopped):
+        train_here(job, stop_at=2)
+    monkeypatch.setattr(train.Learner, "fit", lambda *given: pytest.fail("found anew"))
+    train_here(job)
+
+
+def test_a_teacher_and_a_centre_are_in_checkpoints_and_in_the_model(tmp_path: Path) -> None:
+    wanted = model("toy_teacher", steps=6, evaluate_every=6)
+    train_here(tiny_job(tmp_path / "whole", wanted))
+    job = tiny_job(tmp_path / "stopped", wanted)
+    with pytest.raises(train.Stopped):
+        train_here(job, stop_at=3)
+    found, _ = checkpoint.load(tmp_path / "stopped" / "checkpoints")
+    assert found is not None
+    assert {"model/centre", "model/teacher.0.weight", "model/teacher.2.running_var"} <= found.tensors.keys()
+    train_here(job)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    trained = artifact.load(tmp_path / "whole" / "output" / "model")
+    assert trained.centre.abs().max() > 0
+    assert not torch.equal(trained.teacher[0].weight, trained.student[0].weight)
+
+
+@pytest.mark.slow
+def test_the_number_of_cores_changes_no_byte(tmp_path: Path) -> None:
+    for cores in ("1", "2"):
+        environment = {**corpora.environment(), "OMP_NUM_THREADS": cores}
+        job = tiny_job(tmp_path / cores, model(task=DROPOUT))
+        subprocess.run([sys.executable, "-c", corpora.RUN_TRAIN, str(job)], env=environment, check=True, timeout=300)
+    assert weights(tmp_path / "1") == weights(tmp_path / "2")
 
 
 def test_a_step_that_is_skipped_leaves_the_loss_of_the_others(tmp_path: Path) -> None:

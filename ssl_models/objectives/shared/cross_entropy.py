@@ -34,8 +34,8 @@ def _chunks(hidden: Tensor, targets: Tensor, weight: Tensor) -> Iterator[tuple[s
     """Slices of positions, with their targets."""
     rows = chunk_rows(len(weight), hidden.device)
     for start in range(0, len(hidden), rows):
-        here = slice(start, start + rows)
-        yield here, targets[here]
+        some = slice(start, start + rows)
+        yield some, targets[some]
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -49,8 +49,8 @@ class _ChunkedLoss(torch.autograd.Function):
         toward_hidden = torch.empty_like(hidden)
         toward_weight: Tensor | None = None
         toward_bias = None if bias is None else torch.zeros_like(bias)
-        for here, wanted in _chunks(hidden, targets, weight):
-            logits = product(hidden[here], matrix)
+        for some, wanted in _chunks(hidden, targets, weight):
+            logits = product(hidden[some], matrix)
             if bias is not None:
                 logits = logits.float().add_(bias)
             counted = (wanted != IGNORE)[:, None]
@@ -62,8 +62,8 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient = likelihoods.exp_().to(hidden.dtype)
             gradient.scatter_(1, index, likelihood.expm1().to(hidden.dtype))
             # What is not counted is left out of the narrow matrices, as the gradient is wide.
-            toward_hidden[here] = product(gradient, matrix.T).mul_(counted)
-            part = transposed_product(gradient, hidden[here] * counted)
+            toward_hidden[some] = product(gradient, matrix.T).mul_(counted)
+            part = transposed_product(gradient, hidden[some] * counted)
             toward_weight = part.to(weight.dtype) if toward_weight is None else toward_weight.add_(part)
             if toward_bias is not None:
                 toward_bias += counted.to(gradient.dtype).T[0] @ gradient
@@ -105,8 +105,8 @@ def evaluate(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     loss = torch.zeros((), device=hidden.device)
     correct = torch.zeros((), device=hidden.device)
-    for here, wanted in _chunks(hidden, targets, weight):
-        logits = linear(hidden[here], weight, bias).float()
+    for some, wanted in _chunks(hidden, targets, weight):
+        logits = linear(hidden[some], weight, bias).float()
         loss += F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
         correct += (logits.argmax(1) == wanted).sum()
     return loss, correct

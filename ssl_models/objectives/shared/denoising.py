@@ -33,7 +33,7 @@ class Denoising(TextObjective):
         """`targets` one place to the right, the decoder's first token before them."""
         return shifted(targets.masked_fill(targets == IGNORE, self.encoding.pad), self.begin)
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """Cross-entropy of the targets, each from the corrupted row and the targets before it."""
         model, targets, padding = self.transformer, batch["targets"], batch.get("padding")
         memory = model.encode(batch["inputs"], padding=padding)

@@ -103,7 +103,7 @@ class TextObjective(Objective):
         self.transformer = Transformer(architecture)
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         """The summed loss of one micro-batch."""
 
     def prompt(self, tokens: Tensor) -> Tensor:

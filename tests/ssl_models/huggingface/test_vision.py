@@ -149,7 +149,7 @@ def assert_same(peer: Any, ours: Any) -> None:
     close(image, there.image_embeds)
     close(caption, there.text_embeds)
     close(ours.scale.exp() * image @ caption.T, there.logits_per_image)
-    batch = {"pixels": rows, "tokens": tokens}
+    batch = {"pixels": rows, "tokens": tokens, "keys": keys(len(tokens))}
     close(ours(batch).loss / ours.count(batch), there.loss)
 
 

@@ -10,7 +10,7 @@ from ssl_models.artifact import build
 from ssl_models.config import Backbone, Model, Train
 from ssl_models.data import keyed
 from ssl_models.data.encoding import Encoding
-from ssl_models.objectives import Objective
+from ssl_models.objectives import Batch, Objective, Rows
 
 SIDE = 16
 VIT = {"layers": 2, "width": 16, "heads": 2, "patch": 4}
@@ -48,9 +48,14 @@ def objective(name: str, backbone: Backbone, data: Encoding, **task: Any) -> Obj
     return build(Model(corpus="x", objective=name, backbone=backbone, task=task, train=Train(steps=1, batch=8)), data)
 
 
+def prepared(learner: Objective, rows: Rows, keys: Tensor) -> Batch:
+    """What the trainer hands to an objective."""
+    return {**learner.prepare(rows, keys), "keys": keys}
+
+
 def mean_loss(learner: Objective, rows: dict[str, Tensor], step: int = 0) -> float:
     """The loss per predicted item on one batch."""
-    batch = learner.prepare(rows, keys(len(rows["pixels"]), step))
+    batch = prepared(learner, rows, keys(len(rows["pixels"]), step))
     return float(learner(batch).loss.detach() / learner.count(batch))
 
 
@@ -58,7 +63,7 @@ def train(learner: Objective, rows: dict[str, Tensor], steps: int, rate: float =
     """Fit one batch."""
     optimizer = torch.optim.Adam(learner.parameters(), rate)
     for step in range(steps):
-        batch = learner.prepare(rows, keys(len(rows["pixels"]), step))
+        batch = prepared(learner, rows, keys(len(rows["pixels"]), step))
         (learner(batch).loss / learner.count(batch)).backward()
         optimizer.step()
         optimizer.zero_grad()

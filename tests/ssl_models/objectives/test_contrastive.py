@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssl_models.objectives.shared import losses
-from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, resnet, vit
+from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, prepared, resnet, vit
 
 
 def test_the_two_views_are_drawn_independently():
@@ -24,14 +24,14 @@ def test_views_are_cropped_flipped_jittered_and_grey_and_not_blurred():
 
 def test_equal_projections_cost_the_logarithm_of_the_choices():
     learner = objective("contrastive", vit(), encoding())
-    outcome = learner.couple(torch.ones(256, 2, 8))
+    outcome = learner.couple({"views": torch.ones(256, 2, 8)}, keys(256))
     assert float(outcome.loss) / 512 == pytest.approx(math.log(511), abs=1e-5)
 
 
 def test_the_loss_is_nt_xent_of_the_projections():
     learner = objective("contrastive", vit(), encoding(), temperature=0.2)
-    batch = learner.prepare({"pixels": pixels()}, keys())
-    first, second = learner.embed(batch).unbind(1)
+    batch = prepared(learner, {"pixels": pixels()}, keys())
+    first, second = learner.embed(batch)["views"].unbind(1)
     expected = losses.nt_xent(first, second, 0.2)
     torch.testing.assert_close(learner(batch).loss / learner.count(batch), expected)
 
@@ -46,5 +46,5 @@ def test_the_probe_reads_the_encoder_and_not_the_projector():
 
 def test_perfect_views_are_counted_as_found():
     learner = objective("contrastive", vit(), encoding())
-    found, of = learner.couple(torch.eye(8)[:, None].expand(-1, 2, -1)).sums["view_accuracy"]
+    found, of = learner.couple({"views": torch.eye(8)[:, None].expand(-1, 2, -1)}, keys()).sums["view_accuracy"]
     assert float(found) == float(of) == 8

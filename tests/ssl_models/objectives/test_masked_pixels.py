@@ -23,7 +23,7 @@ def test_visible_patches_carry_no_gradient():
     mae = learner()
     batch = mae.prepare({"pixels": pixels()}, keys())
     predicted = mae.predict(batch).detach().requires_grad_()
-    mae.loss(predicted, batch).backward()
+    mae.error(predicted, batch).backward()
     size = predicted.grad.abs().amin(dim=2)
     visible, masked = batch["order"][:, :4], batch["order"][:, 4:]
     assert (predicted.grad.abs().sum(dim=2).gather(1, visible) == 0).all()

@@ -8,7 +8,8 @@ import torch
 from ssl_models import artifact
 from ssl_models.config import Model, Train
 from ssl_models.models import codebook
-from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, resnet, vit
+from ssl_models.models.vision import regridded, vision_encoder
+from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, prepared, resnet, vit
 
 CASES = {
     "contrastive-resnet": ("contrastive", resnet(), "image", {}),
@@ -66,7 +67,7 @@ def test_every_parameter_learns(case, book):
     learner, rows = built(case, book)
     for parameter in learner.head.parameters() if hasattr(learner, "head") else ():
         torch.nn.init.normal_(parameter, std=0.1)  # a head at zero passes nothing on
-    learner(learner.prepare(rows, keys(6))).loss.backward()
+    learner(prepared(learner, rows, keys(6))).loss.backward()
     assert [name for name, p in learner.named_parameters() if p.grad is None] == []
 
 
@@ -77,13 +78,15 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(case, book):
     for module in learner.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()  # statistics of a batch are the trainer's to exchange
-    batch = learner.prepare(rows, keys(6))
+    batch = prepared(learner, rows, keys(6))
     parts = [slice(0, 1), slice(1, 4), slice(4, 6)]
     assert sum(float(learner.count(chunk(batch, part))) for part in parts) == float(learner.count(batch))
     learner(batch).loss.backward()
     whole = gradients(learner)
     if learner.whole_batch:
-        learner.couple(torch.cat([learner.embed(chunk(batch, part)) for part in parts])).loss.backward()
+        embedded = [learner(chunk(batch, part), "embed") for part in parts]
+        everyone = {name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}
+        learner({**everyone, "keys": batch["keys"]}, "couple").loss.backward()
     else:
         for part in parts:
             learner(chunk(batch, part)).loss.backward()
@@ -157,3 +160,23 @@ def test_saved_and_loaded_it_has_the_same_features(case, book, tmp_path):
 def test_what_does_not_fit_is_one_sentence(name, backbone, data, task, message):
     with pytest.raises(ValueError, match=message):
         objective(name, backbone, data, **task)
+
+
+@pytest.mark.parametrize("preset", ["vit", "mae", "beit"])
+def test_a_vit_reads_pictures_of_other_sizes_by_interpolated_positions(preset):
+    torch.manual_seed(0)
+    encoder = vision_encoder(vit(preset), encoding()).eval()
+    for parameter in encoder.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    with torch.no_grad():
+        small, own, large = (encoder(pixels(2, side=side)) for side in (8, 16, 32))
+    assert [part.tokens.shape[1] for part in (small, own, large)] == [4, 16, 64]
+    assert all(part.tokens.isfinite().all() for part in (small, large))
+
+
+def test_positions_of_another_grid_lie_between_those_of_the_own():
+    ramp = torch.arange(5.0)[:, None].expand(5, 4).reshape(-1, 1)
+    assert regridded(ramp, (5, 4), (5, 4)) is ramp
+    finer = regridded(ramp, (5, 4), (10, 8)).view(10, 8)
+    expected = torch.tensor([1.25, 1.75, 2.25, 2.75])[:, None].expand(4, 8)
+    torch.testing.assert_close(finer[3:7], expected, rtol=0, atol=0.1)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from ssl_models.config import Backbone
 from ssl_models.data import keyed
 from ssl_models.data.encoding import Encoding
-from ssl_models.objectives import Batch, Objective, Options, Outcome, Rows
+from ssl_models.objectives import Batch, Embeddings, Objective, Options, Outcome, Rows
 
 
 class ToyOptions(Options):
@@ -35,13 +35,13 @@ class ToyPairs(Objective):
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(2.0 * len(batch["tokens"]))
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Batch) -> Embeddings:
         pooled = torch.einsum("bvl,blw->bvw", batch["weights"], self.table(batch["tokens"]))
         normal = self.norm(pooled.flatten(0, 1)).view_as(pooled)
-        return functional.normalize(self.project(normal), dim=-1)
+        return {"pairs": functional.normalize(self.project(normal), dim=-1)}
 
-    def couple(self, embeddings: Tensor) -> Outcome:
-        left, right = embeddings.unbind(1)
+    def couple(self, embeddings: Embeddings, keys: Tensor) -> Outcome:
+        left, right = embeddings["pairs"].unbind(1)
         logits = self.scale.exp() * left @ right.T
         target = torch.arange(len(logits))
         both = functional.cross_entropy(logits, target, reduction="sum") + functional.cross_entropy(

@@ -39,7 +39,7 @@ class ToyWords(Objective):
     def count(self, batch: Batch) -> Tensor:
         return batch["keep"].sum().float()
 
-    def forward(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> Outcome:
         if self.options.wait:
             import time
 

@@ -81,9 +81,9 @@ def test_batches_are_encoded_side_by_side_unless_a_hook_looks_on(
         return features(self, rows)
 
     monkeypatch.setattr(Pixels, "features", watched)
-    extract(objective, Source(reader(some(160, 1, 2, 2)), np.arange(160)), tmp_path)
-    first, *others = (worker is threading.current_thread() for worker in workers)
-    assert first  # alone, to see whether it leaves a trace
+    extract(objective, Source(reader(some(192, 1, 2, 2)), np.arange(192)), tmp_path)
+    first, second, *others = (worker is threading.current_thread() for worker in workers)
+    assert first and second  # in turn, to see whether the first leaves a trace
     assert all(others) if hooked else not any(others)
 
 

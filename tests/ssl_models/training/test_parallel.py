@@ -6,9 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import nn
 
-from ssl_models.training.parallel import GlobalBatchNorm, World, bounds, has_batch_norm
+from ssl_models.training.parallel import World, bounds
 from stages.dispatch.local import Lease, Running
 from tests.ssl_models import corpora, gradient_cases
 
@@ -33,9 +32,3 @@ def test_two_processes_have_the_gradient_of_one_for_every_objective(tmp_path: Pa
             first, second = (load_file(tmp_path / f"{name}-{micro_batch}-{rank}") for rank in (0, 1))
             torch.testing.assert_close(first, second, rtol=0, atol=0)
             torch.testing.assert_close(first, whole, rtol=1e-5, atol=rounding)
-
-
-def test_global_batch_norm_has_the_state_of_the_one_it_replaces() -> None:
-    assert set(GlobalBatchNorm(4).state_dict()) == set(nn.BatchNorm2d(4).state_dict())
-    assert has_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-    assert not has_batch_norm(nn.Linear(2, 2))
