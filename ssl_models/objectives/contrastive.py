@@ -21,7 +21,7 @@ from ssl_models.data.augmentation import Augmentation
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.vision import Encoded, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import augment, losses, pictures
+from ssl_models.objectives.shared import accuracy, augment, losses, pictures
 
 _FIRST, _SECOND = 0, 2
 """Streams of `keyed`; a view uses two."""
@@ -74,9 +74,9 @@ class Contrastive(Objective):
         else:
             loss = losses.vicreg(first, second) if self.options.loss == "vicreg" else losses.barlow_twins(first, second)
         with torch.no_grad():
-            nearest = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T
-            found = (nearest.argmax(dim=1) == torch.arange(len(first), device=first.device)).sum()
-        return Outcome(loss * count, {"view_accuracy": (found.float(), count / 2)})
+            similar = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T
+            right = accuracy.correct(similar, torch.arange(len(first), device=first.device))
+        return Outcome(loss * count, {"view_accuracy": (right, count / 2)})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """The encoder's output before the projector: what the loss shapes, and what the paper probes."""

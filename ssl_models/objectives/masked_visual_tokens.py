@@ -20,7 +20,7 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.models import codebook
 from ssl_models.models.vision import patch_encoder, patchify, to_unit, unpatchify
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import pictures
+from ssl_models.objectives.shared import accuracy, pictures
 from ssl_models.objectives.shared.cross_entropy import IGNORE
 
 _BLOCKS = 0
@@ -125,7 +125,7 @@ class MaskedVisualTokens(Objective):
         """Cross-entropy on masked patches."""
         targets = batch["codes"].masked_fill(~batch["masked"], IGNORE).gather(1, batch["positions"])
         logits = self.logits(batch).float()
-        right = (logits.detach().argmax(dim=2) == targets).sum().float()
+        right = accuracy.correct(logits.detach(), targets)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return Outcome(loss, {"mask_accuracy": (right, self.count(batch))})
 

@@ -18,7 +18,7 @@ from ssl_models.data import keyed
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.vision import ConvolutionalEncoder, to_unit, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import pictures
+from ssl_models.objectives.shared import accuracy, pictures
 
 _JITTER, _CHOICE, _NOISE = range(3)
 """Streams of `keyed`."""
@@ -125,7 +125,7 @@ class PatchPosition(Objective):
         """Cross-entropy over the eight positions."""
         logits = self.logits(batch["patches"]).float().flatten(0, 1)
         targets = self.targets(len(batch["patches"]), logits.device).flatten()
-        right = (logits.detach().argmax(dim=1) == targets).sum().float()
+        right = accuracy.correct(logits.detach(), targets)
         loss = functional.cross_entropy(logits, targets, reduction="sum")
         return Outcome(loss, {"position_accuracy": (right, self.count(batch))})
 

@@ -16,7 +16,7 @@ from ssl_models.data.augmentation import Augmentation
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.vision import to_unit, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import augment, pictures
+from ssl_models.objectives.shared import accuracy, augment, pictures
 
 _VIEW = 0
 """Stream of `keyed`."""
@@ -73,7 +73,7 @@ class Rotation(Objective):
         """Cross-entropy over the four rotations."""
         logits = self.logits(batch["pixels"]).float()
         targets = torch.arange(_TURNS, device=logits.device).repeat(len(batch["pixels"]))
-        right = (logits.detach().argmax(dim=1) == targets).sum().float()
+        right = accuracy.correct(logits.detach(), targets)
         loss = functional.cross_entropy(logits, targets, reduction="sum")
         return Outcome(loss, {"rotation_accuracy": (right, self.count(batch))})
 

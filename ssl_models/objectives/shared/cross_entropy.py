@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ssl_models.cpu.linear import linear, product, transposed_product
+from ssl_models.objectives.shared import accuracy
 
 IGNORE = -100
 """A target that is not predicted."""
@@ -101,12 +102,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 
 @torch.no_grad()
 def evaluate(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of `linear_cross_entropy`, and how many targets are the likeliest: two float32 scalars, no gradient."""
+    """The loss of `linear_cross_entropy`, and how many targets are the likeliest (`accuracy.correct`): two float32
+    scalars, no gradient."""
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     loss = torch.zeros((), device=hidden.device)
     correct = torch.zeros((), device=hidden.device)
     for here, wanted in _chunks(hidden, targets, weight):
         logits = linear(hidden[here], weight, bias).float()
         loss += F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
-        correct += (logits.argmax(1) == wanted).sum()
+        correct += accuracy.correct(logits, wanted)
     return loss, correct
