@@ -5,11 +5,10 @@ Two encoders with linear projections; the text feature is read at the end-of-tex
 whole global batch is coupled, whatever micro-batches and processes it is made in. The loss counts one prediction per
 pair. The scale is learned and not decayed.
 
-Pictures of one caption are all right answers to it, so equal captions are one target of the recall, in both directions.
-CLIP's loss is the paper's (and open_clip's), which names one of them: in sum over the equal captions its gradient is
-that of a target spread evenly over their pictures, and only its least value is above zero. The sigmoid loss judges pairs
-by themselves and would call one and the same pair right once and wrong as often as its caption is repeated; so a pair of
-equal captions is right.
+Equal captions are one target of the recall, in both directions. CLIP's loss is the paper's (and open_clip's), which
+knows each picture's own caption alone: over equal captions its gradient adds up to that of a target spread evenly over
+their pictures, and only its least value is not zero. The sigmoid loss judges every pair by itself, and would call the
+same picture and words right once and wrong as often as they are repeated; so pairs of equal captions are right.
 """
 
 from __future__ import annotations
@@ -119,16 +118,16 @@ class ImageText(Objective):
         return torch.tensor(float(len(batch["tokens"])), device=batch["tokens"].device)
 
     def embed(self, batch: Batch) -> Tensor:
-        """`[batch, 2 * width + length]`: the picture's embedding, the caption's, and the caption's tokens up to where it
-        is read, by which equal captions are known."""
+        """`[batch, 2 * width + length]`: embeddings of picture and caption, and the caption's tokens up to where it is
+        read, by which equal captions are known."""
         tokens = batch["tokens"]
         read = torch.arange(tokens.shape[1], device=tokens.device) <= self._last(tokens)[:, None]
         captions = tokens.masked_fill(~read, -1).float()
         return torch.cat([self.encode_image(batch["pixels"]), self.encode_text(tokens), captions], dim=1)
 
     def couple(self, embeddings: Tensor) -> Outcome:
-        """The loss of all pairs `[global batch, 2 * width + length]`, times their number, with the recall among them."""
-        captions = embeddings[:, -self.encoding.length :].detach().unique(dim=0, return_inverse=True)[1]
+        """The loss of all pairs `[global batch, 2 * width + length]`, times their number, and the recall among them."""
+        captions = torch.unique(embeddings[:, -self.encoding.length :].detach(), dim=0, return_inverse=True)[1]
         right = captions[:, None] == captions
         image, text = embeddings[:, : -self.encoding.length].chunk(2, dim=1)
         count = torch.tensor(float(len(image)), device=image.device)

@@ -45,9 +45,9 @@ def knn_votes(bank: Tensor, labels: Tensor, queries: Tensor | None = None, neigh
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, neighbours: int = 20) -> float:
-    """Leave-one-out accuracy of the class with most `knn_votes`, ties broken at random, on features `[rows, width]` with
-    labels `[rows]` int64; rows labelled below zero are left out. NaN where fewer than two labelled rows remain or a
-    feature is not finite."""
+    """Leave-one-out accuracy of `knn_votes`, ties broken at random, on features `[rows, width]` with labels `[rows]`
+    int64; rows labelled below zero are left out. NaN where fewer than two labelled rows remain or a feature is not
+    finite."""
     known = labels >= 0
     features, labels = features[known], labels[known]
     if len(features) < 2 or not torch.isfinite(features).all():
