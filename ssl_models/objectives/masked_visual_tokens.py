@@ -18,7 +18,7 @@ from ssl_models.config import Backbone
 from ssl_models.data import keyed
 from ssl_models.data.encoding import Encoding
 from ssl_models.models import codebook
-from ssl_models.models.vision import patch_encoder, patchify, to_unit, unpatchify
+from ssl_models.models.vision import Encoded, patch_encoder, patchify, to_unit, unpatchify
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
 from ssl_models.objectives.shared import accuracy, pictures
 from ssl_models.objectives.shared.cross_entropy import IGNORE
@@ -130,8 +130,10 @@ class MaskedVisualTokens(Objective):
         return Outcome(loss, {"mask_accuracy": (right, self.count(batch))})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`mean` over all patches, none masked, and `cls`."""
-        return self.encoder.features(rows["pixels"])
+        """`mean` over all patches, none masked. [CLS] is no feature: the loss reads patches alone, so nothing trained
+        what it gathers in the last layer."""
+        encoded: Encoded = self.encoder(rows["pixels"])
+        return {"mean": encoded.pooled.float()}
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:

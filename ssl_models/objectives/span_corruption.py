@@ -126,8 +126,9 @@ class SpanCorruption(Denoising):
         return batch | {"padding": padding} if padding.any() else batch
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`mean` and `layerN.mean` of the encoder over the tokens."""
-        tokens = rows["tokens"]
+        """`mean` and `layerN.mean` of the encoder over the tokens; of a row as many as there are inputs in training, as
+        no position was learned beyond."""
+        tokens = rows["tokens"][:, : widths(self.encoding.length, self.options)[0]]
         return self.encoder_features(tokens, self.padding(tokens), ~self.vocabulary.special[tokens])
 
     @torch.no_grad()

@@ -171,9 +171,12 @@ class TextInfilling(Denoising):
         return F.pad(super().prompt(tokens), (1, 0), value=self.encoding.bos)
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`mean` and `layerN.mean` of the encoder over the tokens without `bos`, `eos` and padding."""
-        present = content(rows["tokens"], self.encoding)
-        tokens = self.enclosed(rows["tokens"], present, self.encoding.pad)
+        """`mean` and `layerN.mean` of the encoder over the tokens without `bos`, `eos` and padding; of a row as many as
+        an infilled one has on average, where words are single tokens: far beyond them no position was learned."""
+        left = 1 - self.options.rate + self.options.rate / self.options.mean_span
+        text = rows["tokens"][:, : round(self.encoding.length * left)]
+        present = content(text, self.encoding)
+        tokens = self.enclosed(text, present, self.encoding.pad)
         seen = F.pad(present, (2, 0), value=True)
         return self.encoder_features(tokens, None if seen.all() else ~seen, seen & ~self.vocabulary.special[tokens])
 
