@@ -8,6 +8,7 @@ per picture.
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,8 +35,7 @@ def rotations(pixels: Tensor) -> Tensor:
 class Task(Options):
     """`models.NAME.task`."""
 
-    augment: Augmentation | None = None
-    """Before rotating. None: pictures as they are."""
+    augment: Augmentation | None = Field(default=None, description="before rotating, in training; null: as they are")
 
 
 class Rotation(Objective):
@@ -54,8 +54,8 @@ class Rotation(Objective):
         nn.init.zeros_(self.head.bias)
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
-        """`pixels` `[batch, channels, side, side]`, augmented; they are rotated as they enter the encoder."""
-        if self.options.augment is None:
+        """`pixels` `[batch, channels, side, side]`, augmented in training; rotated as they enter the encoder."""
+        if self.options.augment is None or not self.training:
             return {"pixels": rows["pixels"]}
         return {"pixels": augment.views(self.options.augment, rows["pixels"], keys, _VIEW)}
 
