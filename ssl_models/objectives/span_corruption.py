@@ -138,7 +138,7 @@ class SpanCorruption(Denoising):
         sentinels = self.encoding.sentinels
         corrupted = listed(batch["inputs"], content(batch["inputs"], self.encoding))
         spans = listed(written, batch["targets"] != IGNORE)
-        restored = [splice(seen, found, sentinels) for seen, found in zip(corrupted, spans, strict=True)]
+        restored = [splice(inputs, targets, sentinels) for inputs, targets in zip(corrupted, spans, strict=True)]
         original = listed(tokens, content(tokens, self.encoding))
         return self.compared_rows({"original": original, "corrupted": corrupted, "restored": restored})
 
