@@ -80,7 +80,12 @@ def transposed_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` through `linear`."""
+    """`nn.Linear` through `linear`. `parts`: the output widths of the layers that are fused into this one, whose
+    matrices stand one below the other; default: one layer."""
+
+    def __init__(self, in_features: int, *parts: int, bias: bool = True) -> None:
+        super().__init__(in_features, sum(parts), bias=bias)
+        self.parts = parts
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""

@@ -189,9 +189,9 @@ class Attention(nn.Module):
         queries, keys = a.heads * a.head_width, a.kv_heads * a.head_width
         if cross:
             self.q = Linear(a.width, queries, bias=a.biases)
-            self.kv = Linear(a.width, 2 * keys, bias=a.biases)
+            self.kv = Linear(a.width, keys, keys, bias=a.biases)
         else:
-            self.qkv = Linear(a.width, queries + 2 * keys, bias=a.biases)
+            self.qkv = Linear(a.width, queries, keys, keys, bias=a.biases)
         self.out = Linear(queries, a.width, bias=a.biases)
         self.q_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None
         self.k_norm = nn.RMSNorm(a.head_width, eps=a.norm_eps) if a.qk_norm else None

@@ -70,7 +70,7 @@ class MLP(nn.Module):
         super().__init__()
         a = architecture
         self.gated, self.activation = a.gated, ACTIVATIONS[a.mlp]
-        self.up = Linear(a.width, a.mlp_width * (2 if a.gated else 1), bias=a.biases)
+        self.up = Linear(a.width, *[a.mlp_width] * (2 if a.gated else 1), bias=a.biases)
         self.down = Linear(a.mlp_width, a.width, bias=a.biases)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class Objective(nn.Module, ABC):
     Options: ClassVar[type[Options]] = Options
     whole_batch: ClassVar[bool] = False
     scheduled: ClassVar[bool] = False
-    """Whether `after_step` looks at `steps`: such a training ends differently from its first step on where it is longer,
-    so that a finished one cannot be extended."""
+    """Whether `after_step` looks at `steps`: a longer training then differs from its first step on, so that a finished
+    one cannot be extended."""
 
     @abstractmethod
     def __init__(self, backbone: Backbone, options: Any, encoding: Encoding) -> None:

@@ -3,13 +3,13 @@
 
 Both views are drawn independently and pass the encoder in one batch; the loss sees the projections of the whole global
 batch, and the probe reads the encoder before the projector. `loss` may also name a loss without negatives: VICReg
-(Bardes et al. 2021) or Barlow Twins (Zbontar et al. 2021). The loss counts two predictions per picture: each view
-looks for the other.
+(Bardes et al. 2021) or Barlow Twins (Zbontar et al. 2021), each with its own projector: SimCLR's two layers, or three
+wide ones with batch normalisation. The loss counts two predictions per picture: each view looks for the other.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -21,10 +21,12 @@ from ssl_models.data.augmentation import Augmentation
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.vision import Encoded, vision_encoder
 from ssl_models.objectives import Batch, Embeddings, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import augment, losses, pictures
+from ssl_models.objectives.shared import accuracy, augment, losses, pictures
 
 _FIRST, _SECOND = 0, 2
 """Streams of `keyed`; a view uses two."""
+PROJECTORS = {"nt_xent": (512, 128), "vicreg": (8192, 8192, 8192), "barlow_twins": (8192, 8192, 8192)}
+"""Widths of a projector's layers: SimCLR's at a small size, and those of the other two papers."""
 
 
 class Task(Options):
@@ -32,8 +34,23 @@ class Task(Options):
 
     loss: Literal["nt_xent", "vicreg", "barlow_twins"] = "nt_xent"
     temperature: float = Field(default=0.5, gt=0, description="of NT-Xent")
-    projector: tuple[int, int] = Field(default=(512, 128), description="widths of the projector's two layers")
+    projector: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="widths of the projector's layers; empty: as in the loss's paper"
+    )
     augment: Augmentation = Augmentation()
+
+
+def projector(loss: str, width: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers of `widths`, by default PROJECTORS', on an encoder's `width`, with ReLU between them. VICReg and
+    Barlow Twins have batch normalisation before it, and no biases, which that makes idle."""
+    layers: list[nn.Module] = []
+    *hidden, out = widths or PROJECTORS[loss]
+    normed = loss != "nt_xent"
+    for wide in hidden:
+        norm = [nn.BatchNorm1d(wide)] if normed else []
+        layers += [nn.Linear(width, wide, bias=not normed), *norm, nn.ReLU()]
+        width = wide
+    return nn.Sequential(*layers, nn.Linear(width, out, bias=not normed))
 
 
 class Contrastive(Objective):
@@ -46,8 +63,7 @@ class Contrastive(Objective):
         super().__init__(backbone, options, encoding)
         self.options = options
         self.encoder = vision_encoder(backbone, encoding)
-        hidden, out = options.projector
-        self.projector = nn.Sequential(nn.Linear(self.encoder.width, hidden), nn.ReLU(), nn.Linear(hidden, out))
+        self.projector = projector(options.loss, self.encoder.width, options.projector)
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
         """`views` float `[batch, 2, channels, height, width]`."""
@@ -74,9 +90,9 @@ class Contrastive(Objective):
         else:
             loss = losses.vicreg(first, second) if self.options.loss == "vicreg" else losses.barlow_twins(first, second)
         with torch.no_grad():
-            nearest = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T
-            found = (nearest.argmax(dim=1) == torch.arange(len(first), device=first.device)).sum()
-        return Outcome(loss * count, {"view_accuracy": (found.float(), count / 2)})
+            similar = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T
+            right = accuracy.correct(similar, torch.arange(len(first), device=first.device))
+        return Outcome(loss * count, {"view_accuracy": (right, count / 2)})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """The encoder's output before the projector: what the loss shapes, and what the paper probes."""

@@ -4,6 +4,11 @@
 Two encoders with linear projections; the text feature is read at the end-of-text token of a causal transformer. The
 whole global batch is coupled, whatever micro-batches and processes it is made in. The loss counts one prediction per
 pair. The scale is learned and not decayed.
+
+Equal captions are one target of the recall, in both directions. CLIP's loss is the paper's (and open_clip's), which
+knows each picture's own caption alone: over equal captions its gradient adds up to that of a target spread evenly over
+their pictures, and only its least value is not zero. The sigmoid loss judges every pair by itself, and would call the
+same picture and words right once and wrong as often as they are repeated; so pairs of equal captions are right.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from ssl_models.models.presets import resolve
 from ssl_models.models.transformer import Transformer
 from ssl_models.models.vision import vision_encoder
 from ssl_models.objectives import Batch, Embeddings, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import augment, losses, pictures
+from ssl_models.objectives.shared import accuracy, augment, losses, pictures
 
 _CLIP_START, _CLIP_MOST = math.log(1 / 0.07), math.log(100)
 _SIGLIP_START, _SIGLIP_BIAS = math.log(10), -10.0
@@ -90,12 +95,16 @@ class ImageText(Objective):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Normalised embeddings `[batch, width]` of captions `[batch, length]`, read at the first `eos`, or at the
         last token of a caption that was cut off."""
-        ends = tokens == self.encoding.eos
-        end = torch.where(ends.any(dim=1), ends.long().argmax(dim=1), tokens.shape[1] - 1)
+        end = self._last(tokens)
         hidden = self.text.decode(tokens)
         return functional.normalize(
             self.text_projection(hidden[torch.arange(len(tokens), device=tokens.device), end]), dim=1
         )
+
+    def _last(self, tokens: Tensor) -> Tensor:
+        """The place that captions `[batch, length]` are read at: int64 `[batch]`."""
+        ends = tokens == self.encoding.eos
+        return torch.where(ends.any(dim=1), ends.long().argmax(dim=1), tokens.shape[1] - 1)
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
         """Pictures, augmented where the task says so, and captions as they are."""
@@ -109,18 +118,24 @@ class ImageText(Objective):
         return torch.tensor(float(len(batch["tokens"])), device=batch["tokens"].device)
 
     def embed(self, batch: Batch) -> Embeddings:
-        """`image` and `text`, each `[batch, width]`."""
-        return {"image": self.encode_image(batch["pixels"]), "text": self.encode_text(batch["tokens"])}
+        """`image` and `text`, each `[batch, width]`, and `caption` `[batch, length]`: its tokens up to where it is
+        read, by which equal captions are known."""
+        tokens = batch["tokens"]
+        read = torch.arange(tokens.shape[1], device=tokens.device) <= self._last(tokens)[:, None]
+        captions = tokens.masked_fill(~read, -1).float()
+        return {"image": self.encode_image(batch["pixels"]), "text": self.encode_text(tokens), "caption": captions}
 
     def couple(self, embeddings: Embeddings, keys: Tensor) -> Outcome:
         """The loss of all pairs, times their number, with the recall among them."""
+        captions = torch.unique(embeddings["caption"].detach(), dim=0, return_inverse=True)[1]
+        right = captions[:, None] == captions
         image, text = embeddings["image"], embeddings["text"]
         count = torch.tensor(float(len(image)), device=image.device)
         if self.options.loss == "siglip":
-            loss = losses.siglip(image, text, self.scale.exp(), self.bias)
+            loss = losses.siglip(image, text, self.scale.exp(), self.bias, right)
         else:
             loss = losses.clip(image, text, self.scale.exp())
-        return Outcome(loss * count, {name: (hits, count) for name, hits in self._recalls(image, text).items()})
+        return Outcome(loss * count, {name: (hits, count) for name, hits in self._recalls(image, text, right).items()})
 
     def after_step(self, step: int, steps: int, statistics: dict[str, Tensor]) -> None:
         """CLIP's scale stays at most 100, "which we found necessary to prevent training instability"."""
@@ -128,16 +143,15 @@ class ImageText(Objective):
             self.scale.clamp_(max=_CLIP_MOST)
 
     @torch.no_grad()
-    def _recalls(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """Pictures whose caption is among the k most similar of the batch, and the reverse. Equal captions are all
-        right answers only as far as they tie; ties count as found."""
+    def _recalls(self, image: Tensor, text: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """Pictures that have a `right` caption among the k most similar of the batch, and the reverse; ties are broken
+        at random."""
         similar = image.detach() @ text.detach().T
-        found = {}
-        for name, scores in (("image_to_text", similar), ("text_to_image", similar.T)):
-            better = (scores > scores.diagonal()[:, None] + 1e-6).sum(dim=1)
-            for k in _RECALLS:
-                found[f"{name}_recall_{k}"] = (better < k).sum().float()
-        return found
+        return {
+            f"{name}_recall_{k}": accuracy.recalled(scores, right, k)
+            for name, scores in (("image_to_text", similar), ("text_to_image", similar.T))
+            for k in _RECALLS
+        }
 
     def class_embeddings(self, names: Sequence[str]) -> Tensor:
         """Embeddings `[classes, width]` of class names in the prompts, averaged over the prompts (Radford et al.,

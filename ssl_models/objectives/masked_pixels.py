@@ -3,6 +3,7 @@ arXiv 2111.06377).
 
 Positions are added before masking. The target is each patch normalised by its own mean and unbiased variance; the loss
 is the squared error, averaged over a patch's values and counted once per masked patch. Visible patches carry no loss.
+In training pictures are cropped and flipped at random, as the paper's are, and targets are of the same crop.
 """
 
 from __future__ import annotations
@@ -13,17 +14,26 @@ from torch import Tensor, nn
 
 from ssl_models.config import Backbone
 from ssl_models.data import keyed
+from ssl_models.data.augmentation import Augmentation
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.presets import resolve
 from ssl_models.models.transformer import Stack
 from ssl_models.models.vision import patch_encoder, patchify, sine_cosine_2d, to_unit, unpatchify
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import pictures
+from ssl_models.objectives.shared import augment, pictures
 
-_ORDER = 0
-"""Stream of `keyed`."""
+_ORDER, _VIEW = 0, 1
+"""Streams of `keyed`; a view uses two."""
 _EPSILON = 1e-6  # beside a patch's variance, as in MAE's code
 _SPREAD = 0.02
+
+
+class Crops(Augmentation):
+    """The paper's augmentation (appendix A.1): a random resized crop and a flip, colours as they are."""
+
+    crop: tuple[float, float] = Field(default=(0.2, 1.0), description="fraction of the area kept")
+    jitter: float = Field(default=0.0, ge=0, le=1, description="probability of the four strengths below")
+    grey: float = Field(default=0.0, ge=0, le=1, description="probability of losing all colour")
 
 
 class Decoder(Options):
@@ -41,6 +51,7 @@ class Task(Options):
     ratio: float = Field(default=0.75, gt=0, lt=1, description="part of the patches that is masked")
     normalise: bool = Field(default=True, description="targets normalised patch by patch; else pixels as they are seen")
     decoder: Decoder = Decoder()
+    augment: Crops | None = Field(default=Crops(), description="of pictures, in training; null: as they are")
 
 
 class MaskedPixels(Objective):
@@ -72,8 +83,12 @@ class MaskedPixels(Objective):
         self.register_buffer("fixed", torch.cat([torch.zeros(1, small.width), positions]))
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
-        """`pixels` as they are and `order` int64 `[batch, patches]`: the first `visible` ones are seen."""
-        return {"pixels": rows["pixels"], "order": keyed.permutation(keys, self.encoder.patches, _ORDER)}
+        """`pixels`, cropped and flipped in training, and `order` int64 `[batch, patches]`: the first `visible` ones are
+        seen."""
+        pixels = rows["pixels"]
+        if self.options.augment is not None and self.training:
+            pixels = augment.views(self.options.augment, pixels, keys, _VIEW)
+        return {"pixels": pixels, "order": keyed.permutation(keys, self.encoder.patches, _ORDER)}
 
     def count(self, batch: Batch) -> Tensor:
         """Masked patches."""
@@ -118,12 +133,12 @@ class MaskedPixels(Objective):
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
         """Pictures, what the encoder saw of them, and the restored ones."""
         batch = self.prepare(rows, keys)
-        height, width = rows["pixels"].shape[-2:]
+        height, width = batch["pixels"].shape[-2:]
         patch, normalise = self.encoder.patch, self.encoder.normalise
-        clean = patchify(to_unit(rows["pixels"]), patch)
+        clean = patchify(to_unit(batch["pixels"]), patch)
         predicted = self.predict(batch).float()
         if self.options.normalise:  # a patch's own mean and spread are not predicted: lent for the picture
-            true = patchify(normalise(rows["pixels"]), patch)
+            true = patchify(normalise(batch["pixels"]), patch)
             predicted = predicted * (true.var(-1, keepdim=True) + _EPSILON).sqrt() + true.mean(-1, keepdim=True)
         predicted = patchify(normalise.undo(unpatchify(predicted, patch, height, width)), patch)
         hidden = torch.ones(clean.shape[:2], dtype=torch.bool, device=clean.device)

@@ -2,7 +2,8 @@
 
 All positions enter, masked ones as a learned [M]; masks are blocks, about 40 % of the patches. The targets are indices
 in the codebook that the tokenize stage trained and froze (k-means on patches, not DALL-E's), of the same pixels that
-the encoder sees. Cross-entropy on masked positions only, counted once per masked patch.
+the encoder sees: in training a random crop, flipped and jittered as in BEiT's code. Cross-entropy on masked positions
+only, counted once per masked patch.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from torch.nn import functional
 
 from ssl_models.config import Backbone
 from ssl_models.data import keyed
+from ssl_models.data.augmentation import Augmentation
 from ssl_models.data.encoding import Encoding
 from ssl_models.models import codebook
-from ssl_models.models.vision import patch_encoder, patchify, to_unit, unpatchify
+from ssl_models.models.vision import Encoded, patch_encoder, patchify, to_unit, unpatchify
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import pictures
+from ssl_models.objectives.shared import accuracy, augment, pictures
 from ssl_models.objectives.shared.cross_entropy import IGNORE
 
-_BLOCKS = 0
-"""Stream of `keyed`."""
+_BLOCKS, _VIEW = 0, 1
+"""Streams of `keyed`; a view uses two."""
 _ASPECT = 0.3  # blocks are between 0.3 and 1 / 0.3 times as high as wide
 _SMALLEST, _REFERENCE = 16, 196  # a block has at least 16 of 196 patches; of smaller grids the same part
 _TRIALS = 16  # blocks drawn for a picture; the first that still fit are taken
@@ -63,10 +65,20 @@ def block_masks(keys: Tensor, rows: int, columns: int, ratio: float, stream: int
     return mask.flatten(1) | (bare[:, None] & anywhere)
 
 
+class Crops(Augmentation):
+    """The augmentation of BEiT's code: a random resized crop, a flip, and always some brightness, contrast and
+    saturation."""
+
+    jitter: float = Field(default=1.0, ge=0, le=1, description="probability of the four strengths below")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="largest turn of the colour wheel, in full turns")
+    grey: float = Field(default=0.0, ge=0, le=1, description="probability of losing all colour")
+
+
 class Task(Options):
     """`models.NAME.task`."""
 
     ratio: float = Field(default=0.4, gt=0, lt=1, description="part of the patches that is masked, at most")
+    augment: Crops | None = Field(default=Crops(), description="of pictures, in training; null: as they are")
 
 
 class MaskedVisualTokens(Objective):
@@ -97,14 +109,17 @@ class MaskedVisualTokens(Objective):
         return codebook.Codebook(self.centres, self.encoder.patch)
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
-        """`pixels` as they are; `masked` bool and `codes` int64 `[batch, patches]`; `positions` int64 `[batch, most
-        masked]` of the masked patches, and of others where fewer are masked than may be."""
+        """`pixels`, augmented in training; `masked` bool and `codes` int64 `[batch, patches]`; `positions` int64
+        `[batch, most masked]` of the masked patches, and of others where fewer are masked than may be."""
         masked = block_masks(keys, self.encoder.rows, self.encoder.columns, self.options.ratio, _BLOCKS)
         most = most_masked(masked.shape[1], self.options.ratio)
+        pixels = rows["pixels"]
+        if self.options.augment is not None and self.training:
+            pixels = augment.views(self.options.augment, pixels, keys, _VIEW)
         return {
-            "pixels": rows["pixels"],
+            "pixels": pixels,
             "masked": masked,
-            "codes": self.codebook.encode(rows["pixels"]),
+            "codes": self.codebook.encode(pixels),
             "positions": (~masked).byte().argsort(dim=1, stable=True)[:, :most],
         }
 
@@ -125,21 +140,23 @@ class MaskedVisualTokens(Objective):
         """Cross-entropy on masked patches."""
         targets = batch["codes"].masked_fill(~batch["masked"], IGNORE).gather(1, batch["positions"])
         logits = self.logits(batch).float()
-        right = (logits.detach().argmax(dim=2) == targets).sum().float()
+        right = accuracy.correct(logits.detach(), targets)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return Outcome(loss, {"mask_accuracy": (right, self.count(batch))})
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`mean` over all patches, none masked, and `cls`."""
-        return self.encoder.features(rows["pixels"])
+        """`mean` over all patches, none masked. [CLS] is no feature: the loss reads patches alone, so nothing trained
+        what it gathers in the last layer."""
+        encoded: Encoded = self.encoder(rows["pixels"])
+        return {"mean": encoded.pooled.float()}
 
     @torch.no_grad()
     def examples(self, rows: Rows, keys: Tensor) -> Examples:
         """Pictures, what was seen of them, their codes' patches, and the patches of the predicted codes; and how many
         codes these pictures use."""
         batch = self.prepare(rows, keys)
-        height, width = rows["pixels"].shape[-2:]
-        clean = to_unit(rows["pixels"])
+        height, width = batch["pixels"].shape[-2:]
+        clean = to_unit(batch["pixels"])
         codes = batch["codes"]
         guessed = codes.scatter(1, batch["positions"], self.logits(batch).argmax(dim=2))
         predicted = torch.where(batch["masked"], guessed, codes)

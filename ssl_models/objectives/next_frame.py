@@ -5,6 +5,9 @@ untrained model copies the last frame: the baseline that stands beside every res
 pixels in [0, 1], summed; counted once per predicted pixel and channel. `loss` is teacher-forced (every true frame up
 to the last is seen); `free_running_mse` feeds the model its own frames after the first half. Srivastava et al. 2015
 (arXiv 1502.04681) set the task.
+
+The last frame of a row is only ever predicted. So there is one time less than there are frames, and features read all
+frames but the first.
 """
 
 from __future__ import annotations
@@ -36,16 +39,16 @@ class NextFrame(Objective):
             raise ValueError("positions: this objective needs sincos or learned positions")
         encoder.register_parameter("cls", None)  # frames have no [CLS]
         self.frames, self.height, self.columns = encoding.frames, encoding.height, encoding.width
-        self.time = nn.Parameter(torch.randn(encoding.frames, 1, encoder.width) * _SPREAD)
+        self.time = nn.Parameter(torch.randn(self.frames - 1, 1, encoder.width) * _SPREAD)
         self.head = nn.Linear(encoder.width, encoder.values)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        time = torch.arange(encoding.frames).repeat_interleave(encoder.patches)
+        time = torch.arange(self.frames - 1).repeat_interleave(encoder.patches)
         later = torch.zeros(len(time), len(time)).masked_fill(time[:, None] < time[None, :], -torch.inf)
         self.register_buffer("seen", later[None, None], persistent=False)
 
     def encode(self, video: Tensor) -> Tensor:
-        """`video` `[batch, frames, channels, height, width]`, at most as many frames as in a row, to `[batch, frames,
+        """`video` `[batch, frames, channels, height, width]`, of fewer frames than a row has, to `[batch, frames,
         patches, width]`."""
         batch, frames = video.shape[:2]
         patches = self.encoder.place(self.encoder.project(video.flatten(0, 1)))
@@ -100,8 +103,8 @@ class NextFrame(Objective):
         return {name: (((guess - true) ** 2).sum(), values) for name, guess in guesses.items()}
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`mean` over all frames and `last`, the last frame, which has seen all: means over patches."""
-        encoded = self.encode(rows["pixels"]).float()
+        """`mean` over all frames but the first, and `last`, the last one, which has seen these: means over patches."""
+        encoded = self.encode(rows["pixels"][:, 1:]).float()
         return {"mean": encoded.mean(dim=(1, 2)), "last": encoded[:, -1].mean(dim=1)}
 
     @torch.no_grad()

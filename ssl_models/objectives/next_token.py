@@ -76,14 +76,15 @@ class NextToken(TextObjective):
     def features(self, rows: Rows) -> dict[str, Tensor]:
         """`last`: of the last token; `mean` and `layerN.mean`: over the tokens.
 
-        A document is read as in training, from an `eos` before it, which takes the place of a full row's last token.
+        A document is read as in training, from an `eos` before it, and no further than inputs go there: one token less
+        than a row has.
         """
-        tokens = rows["tokens"]
-        inputs = shifted(tokens, self.encoding.eos)
-        counted = shifted(content(tokens, self.encoding) & (tokens != self.encoding.eos), False)
+        tokens, most = rows["tokens"], self.encoding.length - 1
+        inputs = shifted(tokens, self.encoding.eos)[:, :most]
+        counted = shifted(content(tokens, self.encoding) & (tokens != self.encoding.eos), False)[:, :most]
         trace: list[Tensor] = []
         hidden = self.transformer.decode(inputs, trace=trace)
-        index = torch.arange(tokens.shape[1], device=tokens.device)
+        index = torch.arange(inputs.shape[1], device=tokens.device)
         last = (counted * index).amax(1)
         return {
             "last": hidden[torch.arange(len(tokens), device=tokens.device), last].float(),

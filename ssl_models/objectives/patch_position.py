@@ -3,7 +3,7 @@
 
 A picture gives a 3x3 arrangement of patches with gaps of about half a patch and jitter. Encoded once each, the centre
 is paired with its eight neighbours in both orders: 16 predictions of one of 8 positions. Against short cuts, colour is
-taken from some pictures (one channel stays, noise replaces the others), and some are shrunk and enlarged again.
+taken from some patches (one channel stays, noise replaces the others), and some pictures are shrunk and enlarged again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ssl_models.data import keyed
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.vision import ConvolutionalEncoder, to_unit, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import pictures
+from ssl_models.objectives.shared import accuracy, pictures
 
-_JITTER, _CHOICE, _NOISE = range(3)
+_JITTER, _CHOICE, _NOISE, _COLOUR = range(4)
 """Streams of `keyed`."""
 _SIDE = 3  # patches along a side of the arrangement
 _PLACES, _CENTRE = _SIDE * _SIDE, 4
@@ -35,14 +35,14 @@ _NEIGHBOURS = (
     8,
 )  # class k: the second patch lies where place _NEIGHBOURS[k] is, seen from the first
 _CLASSES = len(_NEIGHBOURS)
-_NOISE_SPREAD = 0.01  # standard deviation of the noise in dropped channels, as in the paper: a hundredth of the range
+_NOISE_SPREAD = 0.01  # of a dropped channel's noise: a part of the remaining one's deviation, as in the paper
 _SPREAD = 0.01
 
 
 class Task(Options):
     """`models.NAME.task`."""
 
-    drop_colour: float = Field(default=0.5, ge=0, le=1, description="probability that a picture keeps one channel only")
+    drop_colour: float = Field(default=0.5, ge=0, le=1, description="probability that a patch keeps one channel only")
     resample: float = Field(default=0.33, ge=0, le=1, description="probability that a picture is shrunk and enlarged")
     hidden: int = Field(default=128, ge=1, description="width of the fusion layer")
 
@@ -84,23 +84,28 @@ class PatchPosition(Objective):
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
         """`patches` float `[batch, 9, channels, side, side]` in [0, 1]."""
-        pixels = self._disguised(to_unit(rows["pixels"]), keys)
+        pixels = self._resampled(to_unit(rows["pixels"]), keys)
         jitter = keyed.integers(keys, 2 * _PLACES, self.cell - self.side + 1, _JITTER)
-        return {"patches": self.patches(pixels, jitter.view(-1, _PLACES, 2))}
+        return {"patches": self._discoloured(self.patches(pixels, jitter.view(-1, _PLACES, 2)), keys)}
 
-    def _disguised(self, pixels: Tensor, keys: Tensor) -> Tensor:
-        """Pictures without the short cuts that colour fringes and sharpness offer."""
-        u = keyed.uniform(keys, 3, _CHOICE)
-        channels, height, width = pixels.shape[1:]
+    def _resampled(self, pixels: Tensor, keys: Tensor) -> Tensor:
+        """Pictures `[batch, channels, height, width]`, some of them without the short cut that sharpness offers."""
         small = functional.interpolate(pixels, scale_factor=0.5, mode="bilinear", antialias=True)
-        coarse = functional.interpolate(small, size=(height, width), mode="bilinear")
-        pixels = torch.where((u[:, 0] < self.options.resample)[:, None, None, None], coarse, pixels)
+        coarse = functional.interpolate(small, size=pixels.shape[2:], mode="bilinear")
+        chosen = keyed.uniform(keys, 1, _CHOICE)[:, 0] < self.options.resample
+        return torch.where(chosen[:, None, None, None], coarse, pixels)
+
+    def _discoloured(self, patches: Tensor, keys: Tensor) -> Tensor:
+        """Patches `[batch, 9, channels, side, side]`, some of them without the short cut that colour fringes offer."""
+        channels = patches.shape[2]
         if channels == 1:
-            return pixels
-        kept = (u[:, 1:2] * channels).long() == torch.arange(channels, device=pixels.device)
-        noise = keyed.normal(keys, channels * height * width, _NOISE).view_as(pixels) * _NOISE_SPREAD
-        dropped = (u[:, 2:3] < self.options.drop_colour) & ~kept
-        return torch.where(dropped[..., None, None], (0.5 + noise).clamp(0, 1), pixels)
+            return patches
+        u = keyed.uniform(keys, 2 * _PLACES, _COLOUR).view(-1, _PLACES, 2, 1)
+        kept = (u[:, :, 0] * channels).long() == torch.arange(channels, device=patches.device)
+        dropped = (u[:, :, 1] < self.options.drop_colour) & ~kept
+        spread = (patches.flatten(3).std(dim=3) * kept).sum(dim=2) * _NOISE_SPREAD
+        noise = keyed.normal(keys, patches[0].numel(), _NOISE).view_as(patches) * spread[..., None, None, None]
+        return torch.where(dropped[..., None, None], (0.5 + noise).clamp(0, 1), patches)
 
     def count(self, batch: Batch) -> Tensor:
         """Both orders of eight pairs."""
@@ -125,7 +130,7 @@ class PatchPosition(Objective):
         """Cross-entropy over the eight positions."""
         logits = self.logits(batch["patches"]).float().flatten(0, 1)
         targets = self.targets(len(batch["patches"]), logits.device).flatten()
-        right = (logits.detach().argmax(dim=1) == targets).sum().float()
+        right = accuracy.correct(logits.detach(), targets)
         loss = functional.cross_entropy(logits, targets, reduction="sum")
         return Outcome(loss, {"position_accuracy": (right, self.count(batch))})
 

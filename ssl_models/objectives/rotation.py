@@ -8,6 +8,7 @@ per picture.
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from ssl_models.data.augmentation import Augmentation
 from ssl_models.data.encoding import Encoding
 from ssl_models.models.vision import to_unit, vision_encoder
 from ssl_models.objectives import Batch, Examples, Objective, Options, Outcome, Rows
-from ssl_models.objectives.shared import augment, pictures
+from ssl_models.objectives.shared import accuracy, augment, pictures
 
 _VIEW = 0
 """Stream of `keyed`."""
@@ -34,8 +35,7 @@ def rotations(pixels: Tensor) -> Tensor:
 class Task(Options):
     """`models.NAME.task`."""
 
-    augment: Augmentation | None = None
-    """Before rotating. None: pictures as they are."""
+    augment: Augmentation | None = Field(default=None, description="before rotating, in training; null: as they are")
 
 
 class Rotation(Objective):
@@ -54,8 +54,8 @@ class Rotation(Objective):
         nn.init.zeros_(self.head.bias)
 
     def prepare(self, rows: Rows, keys: Tensor) -> Batch:
-        """`pixels` `[batch, channels, side, side]`, augmented; they are rotated as they enter the encoder."""
-        if self.options.augment is None:
+        """`pixels` `[batch, channels, side, side]`, augmented in training; rotated as they enter the encoder."""
+        if self.options.augment is None or not self.training:
             return {"pixels": rows["pixels"]}
         return {"pixels": augment.views(self.options.augment, rows["pixels"], keys, _VIEW)}
 
@@ -73,7 +73,7 @@ class Rotation(Objective):
         """Cross-entropy over the four rotations."""
         logits = self.logits(batch["pixels"]).float()
         targets = torch.arange(_TURNS, device=logits.device).repeat(len(batch["pixels"]))
-        right = (logits.detach().argmax(dim=1) == targets).sum().float()
+        right = accuracy.correct(logits.detach(), targets)
         loss = functional.cross_entropy(logits, targets, reduction="sum")
         return Outcome(loss, {"rotation_accuracy": (right, self.count(batch))})
 

@@ -126,8 +126,9 @@ class SpanCorruption(Denoising):
         return batch | {"padding": padding} if padding.any() else batch
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`mean` and `layerN.mean` of the encoder over the tokens."""
-        tokens = rows["tokens"]
+        """`mean` and `layerN.mean` of the encoder over the tokens; of a row as many as there are inputs in training, as
+        no position was learned beyond."""
+        tokens = rows["tokens"][:, : widths(self.encoding.length, self.options)[0]]
         return self.encoder_features(tokens, self.padding(tokens), ~self.vocabulary.special[tokens])
 
     @torch.no_grad()
@@ -137,7 +138,7 @@ class SpanCorruption(Denoising):
         sentinels = self.encoding.sentinels
         corrupted = listed(batch["inputs"], content(batch["inputs"], self.encoding))
         spans = listed(written, batch["targets"] != IGNORE)
-        restored = [splice(seen, found, sentinels) for seen, found in zip(corrupted, spans, strict=True)]
+        restored = [splice(inputs, targets, sentinels) for inputs, targets in zip(corrupted, spans, strict=True)]
         original = listed(tokens, content(tokens, self.encoding))
         return self.compared_rows({"original": original, "corrupted": corrupted, "restored": restored})
 

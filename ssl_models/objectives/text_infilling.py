@@ -129,16 +129,16 @@ class TextInfilling(Denoising):
         """
         length = words.tokens.shape[1]
         word = words.starts.long().cumsum(1) - 1
-        here = word.clamp(min=0)
-        covered = ~words.special & spans.covered.gather(1, here)
-        continued = covered & (spans.begun.gather(1, here) == 0) & shifted(words.special, False)
-        masks = words.starts * spans.begun.gather(1, here) + (words.starts & continued)
+        own = word.clamp(min=0)
+        covered = ~words.special & spans.covered.gather(1, own)
+        continued = covered & (spans.begun.gather(1, own) == 0) & shifted(words.special, False)
+        masks = words.starts * spans.begun.gather(1, own) + (words.starts & continued)
         kept = words.present & ~covered
         # `eos` closes the row, and insertions after its last word come before it
         closing = words.present.sum(1, keepdim=True)
         masks, kept = F.pad(masks, (0, 1)), F.pad(kept, (0, 1)).scatter(1, closing, True)
         tokens = F.pad(words.tokens, (0, 1)).scatter(1, closing, self.encoding.eos)
-        place = F.pad(here, (0, 1)).scatter(1, closing, word.amax(1, keepdim=True) + 1)
+        place = F.pad(own, (0, 1)).scatter(1, closing, word.amax(1, keepdim=True) + 1)
         inserted = F.pad(words.starts, (0, 1)).scatter(1, closing, True) * spans.inserted.gather(1, place)
         room = length + 1 - kept.sum(1, keepdim=True) - masks.sum(1, keepdim=True)
         earlier = inserted.cumsum(1) - inserted
@@ -171,9 +171,12 @@ class TextInfilling(Denoising):
         return F.pad(super().prompt(tokens), (1, 0), value=self.encoding.bos)
 
     def features(self, rows: Rows) -> dict[str, Tensor]:
-        """`mean` and `layerN.mean` of the encoder over the tokens without `bos`, `eos` and padding."""
-        present = content(rows["tokens"], self.encoding)
-        tokens = self.enclosed(rows["tokens"], present, self.encoding.pad)
+        """`mean` and `layerN.mean` of the encoder over the tokens without `bos`, `eos` and padding; of a row as many as
+        an infilled one has on average, where words are single tokens: far beyond them no position was learned."""
+        left = 1 - self.options.rate + self.options.rate / self.options.mean_span
+        text = rows["tokens"][:, : round(self.encoding.length * left)]
+        present = content(text, self.encoding)
+        tokens = self.enclosed(text, present, self.encoding.pad)
         seen = F.pad(present, (2, 0), value=True)
         return self.encoder_features(tokens, None if seen.all() else ~seen, seen & ~self.vocabulary.special[tokens])
 

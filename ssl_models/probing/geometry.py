@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ssl_models.objectives.shared.accuracy import correct
+
 TEMPERATURE = 0.07
 """Sharpness of the neighbours' votes, after Wu et al. 2018 (arXiv 1805.01978)."""
 CHUNK = 1024
@@ -22,12 +24,12 @@ def _votes(queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int, itsel
     weights = (nearest.values / TEMPERATURE).softmax(dim=1)  # the usual exp(s/t), scaled by a constant per row
     classes = int(labels.max()) + 1
     votes = torch.zeros(len(queries), classes, device=queries.device)
-    return votes.scatter_add_(1, labels[nearest.indices], weights).argmax(dim=1)
+    return votes.scatter_add_(1, labels[nearest.indices], weights)
 
 
 @torch.no_grad()
-def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor | None = None, neighbours: int = 20) -> Tensor:
-    """Class `[queries]` int64 by the similarity-weighted vote of the `neighbours` nearest by cosine (Wu et al. 2018).
+def knn_votes(bank: Tensor, labels: Tensor, queries: Tensor | None = None, neighbours: int = 20) -> Tensor:
+    """Votes `[queries, classes]` of the `neighbours` nearest by cosine, weighted by similarity (Wu et al. 2018).
 
     bank: float `[rows, width]` with `labels` `[rows]` int64 from 0; queries: `[queries, width]`, or None to classify
     each row of the bank by the others (leave-one-out). Fewer rows than `neighbours`: all of them vote.
@@ -43,13 +45,14 @@ def knn_predict(bank: Tensor, labels: Tensor, queries: Tensor | None = None, nei
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, neighbours: int = 20) -> float:
-    """Leave-one-out accuracy of `knn_predict` on features `[rows, width]` with labels `[rows]` int64; rows labelled
-    below zero are left out. NaN where fewer than two labelled rows remain or a feature is not finite."""
+    """Leave-one-out accuracy of `knn_votes`, ties broken at random, on features `[rows, width]` with labels `[rows]`
+    int64; rows labelled below zero are left out. NaN where fewer than two labelled rows remain or a feature is not
+    finite."""
     known = labels >= 0
     features, labels = features[known], labels[known]
     if len(features) < 2 or not torch.isfinite(features).all():
         return float("nan")
-    return float((knn_predict(features, labels, neighbours=neighbours) == labels).float().mean())
+    return float(correct(knn_votes(features, labels, neighbours=neighbours), labels)) / len(labels)
 
 
 @torch.no_grad()

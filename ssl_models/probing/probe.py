@@ -23,7 +23,8 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array, diags_array, issparse
 
-from ssl_models.probing.geometry import knn_predict, principal_plane
+from ssl_models.objectives.shared.accuracy import correct
+from ssl_models.probing.geometry import knn_votes, principal_plane
 from ssl_models.probing.intervals import FEWEST_GROUPS, Gain, paired, proportion
 from ssl_models.probing.logistic import Classifier, Labels, Matrix, fit
 from ssl_models.probing.settings import Probe
@@ -371,8 +372,9 @@ def _shuffled(matrix: Matrix, task: Task, strength: float, config: Probe, device
 
 def _neighbours(matrix: Matrix, task: Task, neighbours: int, device: torch.device) -> float:
     bank, queries = (torch.from_numpy(matrix[part]).to(device) for part in (~task.test, task.test))
-    predicted = knn_predict(bank, torch.from_numpy(task.trained).to(device), queries, neighbours)
-    return float(np.mean(predicted.cpu().numpy() == task.tested))
+    votes = knn_votes(bank, torch.from_numpy(task.trained).to(device), queries, neighbours).cpu()
+    targets = torch.from_numpy(task.tested)
+    return float(correct(votes, targets.where(targets < votes.shape[1], -1))) / len(targets)  # -1: a class unseen
 
 
 def few_shot_gains(report: Report, other: str) -> list[Point]:

@@ -1,15 +1,17 @@
 """AdamW and Muon behind one face, with learning rates that are a pure function of the step.
 
 AdamW (Loshchilov and Hutter 2019) is torch's fused one; weights of two or more dimensions decay, gains and biases do
-not. `muon` gives the matrices of repeated blocks to Muon (Jordan et al. 2024) and everything else - embeddings, heads,
-norms, convolutions - to AdamW. Schedules hold no state, so a resumed run needs none.
+not. `muon` gives the matrices of repeated blocks to Muon (Jordan et al. 2024), those of fused layers (queries, keys and
+values; gate and values) one by one, and everything else - embeddings, heads, norms, convolutions - to AdamW. Schedules
+hold no state, so a resumed run needs none.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,14 +40,15 @@ def schedule(train: Train, step: int) -> float:
     return train.final + (1 - train.final) * shape
 
 
-def hidden_matrices(model: nn.Module) -> set[str]:
-    """Names of the parameters Muon is made for: weights of linear layers inside repeated blocks (`nn.ModuleList`)."""
+def hidden_matrices(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names of the parameters Muon is made for, weights of linear layers inside repeated blocks (`nn.ModuleList`), and
+    the rows of each matrix in them: a layer whose `parts` are several is as many layers fused into one."""
     blocks = {
         f"{name}.{child}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
         for child, _ in module.named_children()
     }  # fmt: skip
     return {
-        f"{name}.weight" for name, module in model.named_modules()
+        f"{name}.weight": getattr(module, "parts", (module.out_features,)) for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and any(f"{name}.".startswith(block) for block in blocks)
     }  # fmt: skip
 
@@ -63,31 +66,50 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps
     return x.mT if tall else x
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix that Muon updates, `[rows, columns]` each: its values, their gradient and momentum."""
+
+    values: Tensor
+    gradient: Tensor
+    momentum: Tensor
+
+
 class Muon(torch.optim.Muon):
-    """torch's Muon, which takes one matrix at a time, on all matrices of one shape at once."""
+    """torch's Muon, which takes one matrix at a time, on all matrices of one shape at once. `parts` has the rows of the
+    matrices that stand one below the other in a parameter, where it is not one matrix."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], parts: dict[Tensor, tuple[int, ...]], **settings: Any):
+        super().__init__(parameters, **settings)
+        self._parts = parts
+
+    def _matrices(self, parameter: nn.Parameter) -> list[Matrix]:
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        rows = self._parts.get(parameter, (len(parameter),))
+        three = (parameter.data, parameter.grad, state["momentum_buffer"])
+        return [Matrix(*parts) for parts in zip(*(tensor.split(rows) for tensor in three), strict=True)]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # as nobody passes it
         """Update the parameters that have a gradient."""
         for group in self.param_groups:
-            used = [p for p in group["params"] if p.grad is not None]
+            used = [m for p in group["params"] if p.grad is not None for m in self._matrices(p)]
             batches = []
-            for shape in dict.fromkeys(p.shape for p in used):
-                alike = [p for p in used if p.shape == shape]
+            for shape in dict.fromkeys(m.values.shape for m in used):
+                alike = [m for m in used if m.values.shape == shape]
                 count = max(1, AT_ONCE // shape.numel())
                 batches += [alike[first : first + count] for first in range(0, len(alike), count)]
             if batches:
-                side_by_side(functools.partial(self._update, group), batches, used[0].device)
+                side_by_side(functools.partial(self._update, group), batches, used[0].values.device)
 
-    def _update(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        rows, columns = parameters[0].shape
+    def _update(self, group: dict[str, Any], matrices: list[Matrix]) -> None:
+        rows, columns = matrices[0].values.shape
         momentum, rate = group["momentum"], group["lr"] * math.sqrt(max(1.0, rows / columns))
-        values: list[Tensor] = [p.data for p in parameters]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for p in parameters:
-            if p not in self.state:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        values, gradients = [m.values for m in matrices], [m.gradient for m in matrices]
+        buffers = [m.momentum for m in matrices]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
         updates = orthogonal(nesterov, group["ns_coefficients"], group["ns_steps"], group["eps"])
@@ -110,7 +132,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, train: Train) -> None:
         self._train = train
         self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        muon = hidden_matrices(model) if train.optimizer == "muon" else set()
+        muon = hidden_matrices(model) if train.optimizer == "muon" else {}
         matrices = [p for p, name in self._names.items() if name in muon]
         others = [p for p, name in self._names.items() if name not in muon]
         self._all: list[torch.optim.Optimizer] = []
@@ -120,8 +142,9 @@ class Optimizer:
             self._all.append(torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=True))
         self._peaks = [train.learning_rate] * len(self._all)
         if matrices:
-            decay = train.weight_decay
-            self._all.append(Muon(matrices, lr=train.muon_learning_rate, weight_decay=decay, momentum=0.95))
+            parts: dict[Tensor, tuple[int, ...]] = {p: muon[self._names[p]] for p in matrices}
+            settings = {"lr": train.muon_learning_rate, "weight_decay": train.weight_decay, "momentum": 0.95}
+            self._all.append(Muon(matrices, parts, **settings))
             self._peaks.append(train.muon_learning_rate)
 
     def step(self, number: int) -> float:

@@ -26,6 +26,8 @@ from tests.ssl_models import corpora
 from tests.ssl_models.objectives import pictures
 
 FRAMES = 4
+PROJECTOR = {"projector": [24, 24, 16]}
+"""With batch normalisation."""
 CORPUS = 24
 """Pictures, videos or pairs, all different."""
 
@@ -43,7 +45,8 @@ class Case:
     @property
     def batch_norm(self) -> bool:
         """Whether rows see each other through batch normalisation, so that micro-batches change the result."""
-        return self.backbone.architecture == "resnet" or bool(self.task.get("norm")) or self.objective == "toy_teacher"
+        with_norm = "projector" in self.task or bool(self.task.get("norm")) or self.objective == "toy_teacher"
+        return self.backbone.architecture == "resnet" or with_norm
 
 
 def _text(preset: str = "llama") -> Backbone:
@@ -62,8 +65,8 @@ CASES = {
     "text_infilling": Case("text_infilling", _text("bart")),
     "contrastive": Case("contrastive", pictures.vit(), "image"),
     "contrastive_norm": Case("contrastive", pictures.resnet(), "image"),
-    "vicreg": Case("contrastive", pictures.vit(), "image", {"loss": "vicreg"}),
-    "barlow_twins": Case("contrastive", pictures.vit(), "image", {"loss": "barlow_twins"}),
+    "vicreg": Case("contrastive", pictures.vit(), "image", {"loss": "vicreg", **PROJECTOR}, rows=8),
+    "barlow_twins": Case("contrastive", pictures.vit(), "image", {"loss": "barlow_twins", **PROJECTOR}, rows=8),
     "masked_pixels": Case("masked_pixels", pictures.vit("mae"), "image"),
     "masked_visual_tokens": Case("masked_visual_tokens", pictures.vit("beit"), "image"),
     "rotation": Case("rotation", pictures.vit(), "image", {"augment": {}}),

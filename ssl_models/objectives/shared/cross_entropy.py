@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ssl_models.cpu.linear import linear, product, transposed_product
+from ssl_models.objectives.shared import accuracy
 
 IGNORE = -100
 """A target that is not predicted."""
@@ -34,8 +35,8 @@ def _chunks(hidden: Tensor, targets: Tensor, weight: Tensor) -> Iterator[tuple[s
     """Slices of positions, with their targets."""
     rows = chunk_rows(len(weight), hidden.device)
     for start in range(0, len(hidden), rows):
-        some = slice(start, start + rows)
-        yield some, targets[some]
+        chunk = slice(start, start + rows)
+        yield chunk, targets[chunk]
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -49,8 +50,8 @@ class _ChunkedLoss(torch.autograd.Function):
         toward_hidden = torch.empty_like(hidden)
         toward_weight: Tensor | None = None
         toward_bias = None if bias is None else torch.zeros_like(bias)
-        for some, wanted in _chunks(hidden, targets, weight):
-            logits = product(hidden[some], matrix)
+        for chunk, wanted in _chunks(hidden, targets, weight):
+            logits = product(hidden[chunk], matrix)
             if bias is not None:
                 logits = logits.float().add_(bias)
             counted = (wanted != IGNORE)[:, None]
@@ -62,8 +63,8 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient = likelihoods.exp_().to(hidden.dtype)
             gradient.scatter_(1, index, likelihood.expm1().to(hidden.dtype))
             # What is not counted is left out of the narrow matrices, as the gradient is wide.
-            toward_hidden[some] = product(gradient, matrix.T).mul_(counted)
-            part = transposed_product(gradient, hidden[some] * counted)
+            toward_hidden[chunk] = product(gradient, matrix.T).mul_(counted)
+            part = transposed_product(gradient, hidden[chunk] * counted)
             toward_weight = part.to(weight.dtype) if toward_weight is None else toward_weight.add_(part)
             if toward_bias is not None:
                 toward_bias += counted.to(gradient.dtype).T[0] @ gradient
@@ -101,12 +102,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 
 @torch.no_grad()
 def evaluate(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of `linear_cross_entropy`, and how many targets are the likeliest: two float32 scalars, no gradient."""
+    """The loss of `linear_cross_entropy`, and how many targets are the likeliest (`accuracy.correct`): two float32
+    scalars, no gradient."""
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     loss = torch.zeros((), device=hidden.device)
     correct = torch.zeros((), device=hidden.device)
-    for some, wanted in _chunks(hidden, targets, weight):
-        logits = linear(hidden[some], weight, bias).float()
+    for chunk, wanted in _chunks(hidden, targets, weight):
+        logits = linear(hidden[chunk], weight, bias).float()
         loss += F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
-        correct += (logits.argmax(1) == wanted).sum()
+        correct += accuracy.correct(logits, wanted)
     return loss, correct

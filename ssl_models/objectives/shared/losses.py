@@ -54,9 +54,14 @@ def clip(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
 
 
-def siglip(image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+def siglip(
+    image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float, right: Tensor | None = None
+) -> Tensor:
     """Sigmoid loss (Zhai et al. 2023, arXiv 2303.15343, equation 1): every pair of the N x N is judged by itself; the
-    sum over pairs divided by N. `scale` and `bias` are t and b of the paper."""
+    sum over pairs divided by N. `scale` and `bias` are t and b of the paper; `right` bool `[N, N]` says which texts
+    describe which images, by default each its own."""
     cosine = functional.normalize(image, dim=1) @ functional.normalize(text, dim=1).T
-    sign = 2 * torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device) - 1
+    if right is None:
+        right = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
+    sign = 2 * right.to(cosine.dtype) - 1
     return -functional.logsigmoid(sign * (scale * cosine + bias)).sum() / len(cosine)

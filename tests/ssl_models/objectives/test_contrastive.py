@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ssl_models.objectives.contrastive import projector
 from ssl_models.objectives.shared import losses
 from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixels, prepared, resnet, vit
 
@@ -42,6 +43,32 @@ def test_the_probe_reads_the_encoder_and_not_the_projector():
     assert before.shape == (8, learner.encoder.width)
     torch.nn.init.zeros_(learner.projector[0].weight)
     assert torch.equal(learner.features({"pixels": pixels()})["mean"], before)
+
+
+@pytest.mark.parametrize("loss", ["vicreg", "barlow_twins"])
+def test_losses_without_negatives_have_three_layers_with_batch_normalisation(loss):
+    layers = projector(loss, 16, ())
+    kinds = [type(layer).__name__ for layer in layers]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert [layer.out_features for layer in layers if hasattr(layer, "out_features")] == [8192] * 3
+    small = objective("contrastive", vit(), encoding(), loss=loss, projector=[48, 40, 32])
+    batch = small.prepare({"pixels": pixels()}, keys())
+    assert small.embed(batch).shape == (8, 2, 32)
+    assert [layer.out_features for layer in small.projector if hasattr(layer, "out_features")] == [48, 40, 32]
+
+
+def test_simclr_s_projector_has_two_layers_and_no_normalisation():
+    layers = objective("contrastive", vit(), encoding()).projector
+    assert [type(layer).__name__ for layer in layers] == ["Linear", "ReLU", "Linear"]
+    assert [layers[0].out_features, layers[2].out_features] == [512, 128]
+
+
+@pytest.mark.parametrize("collapsed", [0, 1])
+def test_a_collapsed_view_finds_its_other_by_chance(collapsed):
+    views = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(0))
+    views[:, collapsed] = 1
+    found, of = objective("contrastive", vit(), encoding()).couple(views).sums["view_accuracy"]
+    assert float(found / of) == pytest.approx(1 / 8, abs=1e-6)
 
 
 def test_perfect_views_are_counted_as_found():

@@ -8,7 +8,7 @@ from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixe
 
 
 def learner(**task):
-    return objective("masked_pixels", vit("mae"), encoding(), **task)
+    return objective("masked_pixels", vit("mae"), encoding(), **{"augment": None, **task})
 
 
 def test_three_quarters_are_masked_each_picture_in_its_own_way():
@@ -48,7 +48,7 @@ def test_a_visible_patch_does_matter():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_predicting_zero_costs_the_biased_variance(channels):
-    mae = objective("masked_pixels", vit("mae"), encoding(channels=channels))
+    mae = objective("masked_pixels", vit("mae"), encoding(channels=channels), augment=None)
     torch.nn.init.zeros_(mae.head.weight)
     rows = {"pixels": torch.randint(0, 256, (8, channels, 16, 16), dtype=torch.uint8)}
     batch = mae.prepare(rows, keys())
@@ -84,6 +84,25 @@ def test_mask_tokens_and_positions_go_back_in_order():
     shuffled[:, :4] = shuffled[:, :4].flip(1)
     shuffled[:, 4:] = shuffled[:, 4:].flip(1)
     torch.testing.assert_close(mae.predict({**batch, "order": shuffled}), mae.predict(batch), atol=1e-5, rtol=1e-4)
+
+
+def test_pictures_are_cropped_and_flipped_and_nothing_else():
+    mae = learner(augment={})
+    options = mae.options.augment
+    assert (options.crop, options.aspect, options.flip) == ((0.2, 1.0), (3 / 4, 4 / 3), 0.5)
+    plain = torch.arange(3, dtype=torch.uint8).view(1, 3, 1, 1).expand(8, 3, 16, 16) * 100
+    seen = mae.prepare({"pixels": plain}, keys())["pixels"]
+    torch.testing.assert_close(seen * 255, plain.float(), atol=1e-3, rtol=0)
+    assert objective("masked_pixels", vit("mae"), encoding()).options.augment == options
+
+
+def test_targets_are_of_the_crop_that_the_encoder_sees():
+    mae = learner(augment={"crop": (0.2, 0.4)})
+    batch = mae.prepare({"pixels": pixels()}, keys())
+    expected = (mae.predict(batch) - mae.targets(batch["pixels"])) ** 2
+    masked = batch["order"][:, mae.visible :]
+    torch.testing.assert_close(mae(batch).loss, expected.mean(2).gather(1, masked).sum())
+    assert (mae.targets(batch["pixels"]) - mae.targets(pixels())).abs().mean() > 0.1
 
 
 def test_positions_are_fixed_and_two_dimensional():

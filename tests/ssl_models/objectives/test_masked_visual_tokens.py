@@ -81,6 +81,21 @@ def test_the_codebook_is_frozen_and_reads_the_same_pixels(folder):
     assert torch.equal(batch["codes"], codebook.load(folder).encode(batch["pixels"]))
 
 
+def test_codes_are_of_the_crop_that_the_encoder_sees(folder):
+    beit = objective("masked_visual_tokens", vit("beit"), encoding(folder=folder))
+    batch = beit.prepare({"pixels": pixels()}, keys())
+    assert batch["pixels"].shape == pixels().shape and batch["pixels"].max() <= 1
+    assert torch.equal(batch["codes"], codebook.load(folder).encode(batch["pixels"]))
+    assert not torch.equal(batch["codes"], codebook.load(folder).encode(pixels()))
+
+
+def test_pictures_are_cropped_flipped_and_jittered_as_in_beit_s_code(folder):
+    a = objective("masked_visual_tokens", vit("beit"), encoding(folder=folder)).options.augment
+    assert (a.crop, a.aspect, a.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert (a.jitter, a.brightness, a.contrast, a.saturation, a.hue) == (1, 0.4, 0.4, 0.4, 0)
+    assert a.grey == a.blur == a.solarise == 0
+
+
 def test_use_and_perplexity_are_reported(folder):
     beit = objective("masked_visual_tokens", vit("beit"), encoding(folder=folder))
     metrics = beit.examples({"pixels": pixels()}, keys()).metrics

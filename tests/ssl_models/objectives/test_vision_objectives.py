@@ -14,8 +14,8 @@ from tests.ssl_models.objectives.pictures import encoding, keys, objective, pixe
 CASES = {
     "contrastive-resnet": ("contrastive", resnet(), "image", {}),
     "contrastive-vit": ("contrastive", vit(), "image", {}),
-    "vicreg": ("contrastive", vit(), "image", {"loss": "vicreg"}),
-    "barlow-twins": ("contrastive", vit(), "image", {"loss": "barlow_twins"}),
+    "vicreg": ("contrastive", vit(), "image", {"loss": "vicreg", "projector": [24, 24, 16]}),
+    "barlow-twins": ("contrastive", vit(), "image", {"loss": "barlow_twins", "projector": [24, 24, 16]}),
     "masked-pixels": ("masked_pixels", vit("mae"), "image", {}),
     "masked-pixels-learned": ("masked_pixels", vit(), "image", {"normalise": False}),
     "masked-visual-tokens": ("masked_visual_tokens", vit("beit"), "image", {}),
@@ -92,6 +92,19 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(case, book):
             learner(chunk(batch, part)).loss.backward()
     for one, other in zip(whole, gradients(learner), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * (1 + float(one.abs().max())))
+
+
+@pytest.mark.parametrize("name", ["masked_pixels", "masked_visual_tokens", "rotation", "image_text"])
+def test_pictures_are_augmented_in_training_alone_and_unless_switched_off(name, book):
+    backbone = {"masked_pixels": vit("mae"), "masked_visual_tokens": vit("beit")}.get(name, vit())
+    modality = "image_text" if name == "image_text" else "image"
+    rows = rows_of(modality)
+    for augment in ({}, None):
+        learner = objective(name, backbone, encoding(modality, folder=book), augment=augment)
+        seen = {mode: learner.train(mode).prepare(rows, keys(6))["pixels"] for mode in (True, False)}
+        assert torch.equal(seen[False], rows["pixels"])
+        apart = (seen[True].float() * (1 if augment is None else 255) - rows["pixels"]).abs().amax(dim=(1, 2, 3))
+        assert bool((apart > 5).all()) == (augment is not None)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from scipy.stats import norm
 
-from ssl_models.probing.geometry import knn_accuracy, knn_predict, principal_plane, rank_me
+from ssl_models.probing.geometry import knn_accuracy, knn_votes, principal_plane, rank_me
 from ssl_models.probing.intervals import FEWEST_GROUPS, paired, proportion, wilson
 
 NORMAL = 1.959963984540054
@@ -174,12 +174,13 @@ def test_neighbours_vote_by_cosine_not_by_length() -> None:
     bank = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 5.0]])
     labels = torch.tensor([0, 0, 1])
     queries = torch.tensor([[100.0, 1.0], [0.01, 0.5]])
-    assert knn_predict(bank, labels, queries, neighbours=1).tolist() == [0, 1]
+    assert knn_votes(bank, labels, queries, neighbours=1).tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_nearer_neighbour_outvotes_two_farther_ones() -> None:
     bank = torch.tensor([[1.0, 0.0], [0.7, 0.7], [0.7, 0.72]])
-    assert knn_predict(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.01]]), neighbours=3).tolist() == [1]
+    votes = knn_votes(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.01]]), neighbours=3)
+    assert votes.argmax(dim=1).tolist() == [1] and float(votes.sum()) == pytest.approx(1)
 
 
 def test_leave_one_out_never_asks_the_row_itself() -> None:
@@ -196,8 +197,22 @@ def test_neighbours_do_not_depend_on_the_chunk(rows: int, chunk: int, k: int, se
     labels = torch.randint(0, 3, (rows,), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ssl_models.probing.geometry.CHUNK", chunk)
-        parted = knn_predict(features, labels, neighbours=k)
-    assert torch.equal(parted, knn_predict(features, labels, neighbours=k))
+        parted = knn_votes(features, labels, neighbours=k)
+    torch.testing.assert_close(parted, knn_votes(features, labels, neighbours=k))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_neighbours_that_tie_are_right_as_often_as_a_coin(first: int) -> None:
+    features = torch.eye(3)[[0, 1, 1, 2, 2]]
+    features[0] = 1  # as near to the one pair as to the other
+    labels = torch.tensor([first, 0, 0, 1, 1])
+    assert knn_accuracy(features, labels, neighbours=4) == pytest.approx((4 + 0.5) / 5)
+
+
+@pytest.mark.parametrize("order", ["sorted", "mixed"])
+def test_neighbours_of_collapsed_features_are_right_by_chance(order: str) -> None:
+    labels = torch.arange(200) // 20 if order == "sorted" else torch.arange(200) % 10
+    assert knn_accuracy(torch.ones(200, 8), labels) == pytest.approx(0.1, abs=0.05)
 
 
 def test_rows_without_a_label_are_left_out() -> None:

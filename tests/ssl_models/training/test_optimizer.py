@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ssl_models.config import Train
+from ssl_models.config import Backbone, Train
+from ssl_models.models.presets import resolve
+from ssl_models.models.transformer import Transformer
 from ssl_models.training import optimizer as optimizers
 from ssl_models.training.optimizer import Muon, Optimizer, hidden_matrices, orthogonal, schedule
 
@@ -82,7 +84,7 @@ def test_every_rate_is_positive_at_most_the_peak_and_falls_after_warm_up(
 
 
 def test_muon_takes_the_matrices_of_repeated_blocks_only() -> None:
-    assert hidden_matrices(Blocks()) == {"blocks.0.mix.weight", "blocks.1.mix.weight"}
+    assert hidden_matrices(Blocks()) == {"blocks.0.mix.weight": (4,), "blocks.1.mix.weight": (4,)}
 
 
 def test_only_weights_of_two_or_more_dimensions_decay() -> None:
@@ -159,7 +161,7 @@ def test_muon_on_all_matrices_at_once_is_torchs_on_one_at_a_time(
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.95}
-    pair = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    pair = Muon(ours, {}, **settings), torch.optim.Muon(theirs, **settings)
     for _ in range(3):
         for mine, peer in zip(ours[:-1], theirs[:-1], strict=True):  # the last has no gradient
             mine.grad = torch.randn_like(mine)
@@ -169,3 +171,36 @@ def test_muon_on_all_matrices_at_once_is_torchs_on_one_at_a_time(
     for mine, peer in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, peer, rtol=0, atol=0.01)  # bfloat16: an update is rounded at 0.1 * 2**-8
     assert ours[-1] not in pair[0].state
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "fused"),
+    [
+        ("llama", {"kv_heads": 2}, {"attention.qkv": (32, 16, 16), "mlp.up": (96, 96)}),
+        ("t5", {}, {"attention.qkv": (32, 32, 32), "cross_attention.kv": (32, 32), "mlp.up": (96, 96)}),
+        ("gpt2", {}, {"attention.qkv": (32, 32, 32), "mlp.up": (128,)}),
+    ],
+)
+def test_fused_layers_are_as_many_matrices_to_muon_as_were_fused(
+    preset: str, fields: dict[str, int], fused: dict[str, tuple[int, ...]]
+) -> None:
+    torch.manual_seed(0)
+    small = {"layers": 1, "width": 32, "heads": 4, **fields}
+    model = Transformer(resolve(Backbone.model_validate({"preset": preset, **small}), vocabulary=9, context=8))
+    parts = hidden_matrices(model)
+    for layer, rows in fused.items():
+        assert {value for name, value in parts.items() if name.endswith(f"0.{layer}.weight")} == {rows}
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.95}
+    optimizer = Optimizer(model, train(optimizer="muon", muon_learning_rate=0.1, weight_decay=0.1, warmup=0))
+    named = {name: value for name, value in model.named_parameters() if name in parts}
+    apart = {name: [nn.Parameter(m.clone()) for m in p.data.split(parts[name])] for name, p in named.items()}
+    theirs = torch.optim.Muon([matrix for matrices in apart.values() for matrix in matrices], **settings)
+    for step in range(3):
+        for name, parameter in named.items():
+            parameter.grad = torch.randn_like(parameter)
+            for matrix, gradient in zip(apart[name], parameter.grad.split(parts[name]), strict=True):
+                matrix.grad = gradient.clone()
+        optimizer.step(step)
+        theirs.step()
+    for name, parameter in named.items():
+        torch.testing.assert_close(parameter.data, torch.cat([m.data for m in apart[name]]), rtol=0, atol=0.01)
