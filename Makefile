@@ -10,6 +10,7 @@ export DO_NOT_TRACK ?= 1
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	dvc repro linear-probe@gpt
+	python -m flows.repro
 	dvc repro
 	dvc metrics show --json data/linear-probe/*/metrics.json | python -m flows.results
 

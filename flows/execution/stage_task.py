@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from flows.execution import leash
 
+MOST_PARALLEL = 32
 GRACE_SECONDS = 10.0
 """For a stage that is being ended: its training job has so long to write a checkpoint."""
 LOCK_PATIENCE_SECONDS = 6 * 3600.0
@@ -27,10 +28,16 @@ LOCK_PATIENCE_SECONDS = 6 * 3600.0
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by", "Failed to acquire lock")
 UNCHANGED = "didn't change, skipping"
 TAIL_LINES = 15
+REPRO = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
 USER_ERROR = 2
 """Exit status of a stage that the user must mend: trying again would not help."""
 
 Log = Callable[[str], None]
+
+
+def default_parallel() -> int:
+    """Half the cores: data stages use several processes, and GPUs are leased one stage at a time."""
+    return max(2, min(MOST_PARALLEL, len(os.sched_getaffinity(0)) // 2))
 
 
 class StageError(Exception):
@@ -154,10 +161,12 @@ def command_status(tail: list[str]) -> int | None:
 def repro(name: str, children: Children, log: Log, *, force: bool = False, policy: Policy | None = None) -> bool:
     """Run the stage `name` and nothing else; False where DVC found nothing to do. StageError where it fails."""
     policy = policy or Policy()
+    flags = ["--single-item", *(["--force"] if force else [])]
+    program = [*REPRO, *flags, name]
     attempts = policy.attempts(name)
     for attempt in range(1, attempts + 1):
         try:
-            return _patient(name, children, log, force, policy.timeout(name))
+            return patient(name, program, children, log, policy.timeout(name))
         except Ended as error:
             raise Ended(f"{name}: {error}") from None
         except StageError as error:
@@ -169,10 +178,9 @@ def repro(name: str, children: Children, log: Log, *, force: bool = False, polic
     raise AssertionError("there is at least one attempt")
 
 
-def _patient(name: str, children: Children, log: Log, force: bool, timeout: float | None) -> bool:
-    """One attempt, begun anew as long as another DVC process holds what it needs."""
-    flags = ["--single-item", *(["--force"] if force else [])]
-    program = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *flags, name]
+def patient(name: str, program: list[str], children: Children, log: Log, timeout: float | None = None) -> bool:
+    """One attempt at `program`, a `dvc repro` of the stage `name`, begun anew as long as another DVC process holds what
+    it needs; False where DVC found nothing to do."""
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     pause = 0.2
     while True:
