@@ -11,6 +11,7 @@ export DO_NOT_TRACK ?= 1
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	python -m stages.code
 	dvc repro linear-probe@gpt
+	python -m flows.repro
 	dvc repro
 	python -m flows.promote --register
 	python -m flows.results

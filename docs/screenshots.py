@@ -29,7 +29,7 @@ from playwright.sync_api import Browser, Error, Page, ViewportSize, sync_playwri
 
 from flows import environment
 from flows.execution import leash
-from flows.links import ranked_runs
+from flows.reports.links import ranked_runs
 from stages.provenance import tracking_uri
 
 FOLDER = Path(__file__).parent

@@ -16,7 +16,7 @@ from prefect.flows import Flow
 from prefect.logging import get_run_logger
 
 from flows.environment import WEBHOOK
-from flows.links import flow_run_page
+from flows.reports.links import flow_run_page
 
 TIMEOUT_SECONDS = 10.0
 

@@ -7,8 +7,8 @@ import itertools
 from collections import deque
 from pathlib import Path
 
-from flows import run_log
-from flows.run_log import Ending
+from flows.execution import run_log
+from flows.execution.run_log import Ending
 
 LINES = 30
 """Of the log's end."""

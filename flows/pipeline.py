@@ -9,7 +9,6 @@ run ends everything it has started. What succeeded is published even where somet
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import signal
 import sys
@@ -31,19 +30,18 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import artifacts
-from flows.artifacts import StageProgress, StageResult
 from flows.execution import cores, graph, publish, turns
 from flows.execution.cores import Cores
 from flows.execution.graph import GraphError, Node
-from flows.execution.stage_task import Children, Ended, Policy, StageError, repro
+from flows.execution.run_log import Ending, RunLog
+from flows.execution.stage_task import MOST_PARALLEL, Children, Ended, Policy, StageError, default_parallel, repro
 from flows.execution.turns import TurnCancelled, TurnTaken
 from flows.hooks import notify
-from flows.links import flow_run_page
-from flows.run_log import Ending, RunLog
+from flows.reports import artifacts
+from flows.reports.artifacts import StageProgress, StageResult
+from flows.reports.links import flow_run_page
 from stages.provenance import FLOW_RUN_URL
 
-MOST_PARALLEL = 32
 POLL_SECONDS = 1.0
 """Between looks at whether the run has been cancelled on Prefect's pages."""
 CANCELLED = "cancelled; every stage it had started has been ended"
@@ -275,11 +273,6 @@ def _check_timeouts(names: Iterable[str], nodes: Sequence[Node]) -> None:
     for name in names:
         if name not in known:
             raise GraphError(f"timeouts: {name!r} is no stage of this run (stages: {', '.join(sorted(known))})")
-
-
-def default_parallel() -> int:
-    """Half the cores: data stages use several processes, and GPUs are leased one stage at a time."""
-    return max(2, min(MOST_PARALLEL, len(os.sched_getaffinity(0)) // 2))
 
 
 def _environment() -> dict[str, str]:

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows import records
-from flows.records import Numbers
+from flows.reports import records
+from flows.reports.records import Numbers
 from ssl_models import layout
 from ssl_models.tracking.execution import REPORT
 from stages import provenance

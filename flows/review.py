@@ -11,7 +11,7 @@ import json
 import os
 import sys
 
-from flows.links import REVIEW_HOST, REVIEW_PORT, VIEW, ranked_runs
+from flows.reports.links import REVIEW_HOST, REVIEW_PORT, VIEW, ranked_runs
 from ssl_models.addresses import public
 from ssl_models.tracking import store
 from stages import provenance

@@ -21,7 +21,8 @@ from typing import Any
 
 import httpx
 
-from flows import environment, run_log
+from flows import environment
+from flows.execution import run_log
 from flows.server import PATIENCE_SECONDS, ServerError, address, end, start, wait
 
 POOL = "pretext"

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from flows import environment, run_log
-from flows.execution import leash
+from flows import environment
+from flows.execution import leash, run_log
 
 PATIENCE_SECONDS = 120.0
 """For a server to answer: a busy machine, or new tables in a far database, take a while."""

@@ -5,7 +5,7 @@
 
 Values are crossed; each `--point` is one more setting of its own. An experiment runs in a copy of the working tree, so
 nothing in it changes; `dvc exp apply NAME` takes one over. Several run at the same time, each on its share of the
-cores. The table that ends the sweep says which results the best one really beats, row by row (`flows.comparison`).
+cores. The table that ends the sweep says which results the best one really beats, row by row.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import records
-from flows.comparison import Point, Result, table
 from flows.execution.cores import Cores
 from flows.execution.publish import PublishError
-from flows.execution.stage_task import Children, StageError, command_status
+from flows.execution.stage_task import MOST_PARALLEL, Children, StageError, command_status, default_parallel
 from flows.execution.working_copies import WorkingCopy, working_copies
 from flows.hooks import notify
-from flows.links import flow_run_page, mlflow_address
-from flows.pipeline import MOST_PARALLEL, default_parallel
+from flows.reports import records
+from flows.reports.comparison import Point, Result, table
+from flows.reports.links import flow_run_page, mlflow_address
 from flows.run import at_least
 from ssl_models.tracking.execution import REPORT, Execution
 from stages import code

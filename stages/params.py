@@ -139,6 +139,7 @@ class Compute(Strict):
         default="auto", description="auto: bfloat16 on GPUs that have it"
     )
     compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile; auto: on GPU only")
+    portable: bool = Field(default=False, description="train with AVX2, though a processor has more")
     checkpoint_seconds: float = Field(default=30.0, ge=0, description="at most this much training is ever repeated")
     tracking_uri: str | None = Field(default=None, description="MLflow server; default: sqlite in .mlflow/")
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from flows.environment import PASSWORDS
 from flows.execution import dvc_process, leash
 
+MOST_PARALLEL = 32
 GRACE_SECONDS = 10.0
 """For a stage that is being ended: its training job has so long to write a checkpoint."""
 LOCK_PATIENCE_SECONDS = 6 * 3600.0
@@ -33,6 +34,11 @@ RETRIED = ("ingest", "pretrain")
 """Stages that are tried again: an ingest may read from a network, and machines end a training, which resumes."""
 
 Log = Callable[[str], None]
+
+
+def default_parallel() -> int:
+    """Half the cores: data stages use several processes, and GPUs are leased one stage at a time."""
+    return max(2, min(MOST_PARALLEL, len(os.sched_getaffinity(0)) // 2))
 
 
 class StageError(Exception):
@@ -171,10 +177,12 @@ def repro(
     StageError where it fails.
     """
     policy = policy or Policy()
+    flags = ["--single-item", *(["--force"] if force else [])]
+    program = dvc_process.command("repro", *flags, name)
     attempts = policy.attempts(name)
     for attempt in range(1, attempts + 1):
         try:
-            return _patient(name, children, log, force, policy.timeout(name), cores)
+            return patient(name, program, children, log, policy.timeout(name), cores)
         except Ended as error:
             raise Ended(f"{name}: {error}") from None
         except StageError as error:
@@ -186,10 +194,16 @@ def repro(
     raise AssertionError("there is at least one attempt")
 
 
-def _patient(name: str, children: Children, log: Log, force: bool, timeout: float | None, cores: Sequence[int]) -> bool:
-    """One attempt, begun anew as long as another DVC process holds what it needs."""
-    flags = ["--single-item", *(["--force"] if force else [])]
-    program = dvc_process.command("repro", *flags, name)
+def patient(
+    name: str,
+    program: list[str],
+    children: Children,
+    log: Log,
+    timeout: float | None = None,
+    cores: Sequence[int] = (),
+) -> bool:
+    """One attempt at `program`, a `dvc repro` of the stage `name`, begun anew as long as another DVC process holds what
+    it needs; False where DVC found nothing to do."""
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     pause = 0.2
     while True:

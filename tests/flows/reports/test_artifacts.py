@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from flows import artifacts
-from flows.artifacts import StageResult
 from flows.execution.graph import Node
-from flows.links import mlflow_address, ranked_runs
+from flows.reports import artifacts
+from flows.reports.artifacts import StageResult
+from flows.reports.links import mlflow_address, ranked_runs
 from ssl_models.tracking.execution import Execution, result
 from tests.flows.conftest import Project
 

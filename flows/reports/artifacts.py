@@ -22,10 +22,10 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows import records
 from flows.execution.graph import Node
-from flows.links import mlflow_address
-from flows.records import Numbers
+from flows.reports import records
+from flows.reports.links import mlflow_address
+from flows.reports.records import Numbers
 from ssl_models.layout import markdown, numbers
 from ssl_models.tracking.execution import REPORT
 from stages import provenance

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import last_failure, run_log
-from flows.run_log import Ending, RunLog
+from flows import last_failure
+from flows.execution import run_log
+from flows.execution.run_log import Ending, RunLog
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from flows.comparison import Result, gain, table
+from flows.reports.comparison import Result, gain, table
 
 
 def result(name: str, wrong: range, rows: str = "same", total: int = 400) -> Result:
