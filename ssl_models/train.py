@@ -281,7 +281,9 @@ def prepared_learner(job: Job, world: World, objective: Objective, training: Spl
     learner.micro_batch = (state.micro_batch or 1) if compute.micro_batch == "auto" else compute.micro_batch
     if learner.normalised:
         if not gpu:
-            torch.set_num_threads(1)  # a normalisation group is one piece, and threads that share it would round by number
+            torch.set_num_threads(
+                1
+            )  # a normalisation group is one piece, and threads that share it would round by number
         learner.micro_batch, learner.sharing = normalisation(job, world, learner.micro_batch)
         batch_norm.synchronise(objective, world, learner.sharing)
     return learner

@@ -3,7 +3,8 @@
 import sys
 
 _programs = [word for word in sys.orig_argv if word.startswith("stages.")]
-if _programs:  # `python -m stages.NAME`: its libraries load after this
+_computes_nothing = {"stages.check", "stages.code"}
+if _programs and _programs[0] not in _computes_nothing:  # `python -m stages.NAME`: its libraries load after this
     from stages import portable
 
     portable.hold(_programs[0])

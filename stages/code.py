@@ -198,8 +198,9 @@ def refresh() -> None:
             write()
 
 
-def write() -> None:
-    """Write `code.json`, if it says anything new. ValueError, one sentence, where params.yaml cannot be used."""
+def write() -> bool:
+    """Write `code.json`, if it says anything new: whether it does. ValueError, one sentence, where params.yaml cannot
+    be used."""
     try:
         params = YAML(typ="safe").load(PARAMS.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
@@ -209,10 +210,11 @@ def write() -> None:
     text = json.dumps(table(digests, params), indent=1, sort_keys=True) + "\n"
     digests.remember()
     if FILE.exists() and FILE.read_text(encoding="utf-8") == text:
-        return
+        return False
     partial = FILE.with_name(f".{FILE.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(FILE)
+    return True
 
 
 def _check(params: object, root: Path) -> None:
@@ -241,9 +243,13 @@ def _check_registry(at: str, name: object, root: Path, registry: str) -> None:
 
 
 def main() -> None:
-    """Write `code.json`; a mistake is one sentence and exit status 2."""
+    """Write `code.json`; before any other stage of a pipeline that has changed, check all that is asked for. A mistake
+    is one sentence and exit status 2."""
     try:
-        write()
+        if write() or "DVC_STAGE" in os.environ:
+            from stages import check
+
+            check.main()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -120,7 +120,7 @@ def test_picture_code_re_runs_no_text_stage_and_no_language_model(root: Path) ->
     ("place", "old", "new", "stages"),
     [
         ("ssl_models/config.py", "default=0.95", "default=0.99", {"pretrain"}),
-        ("ssl_models/training/optimizer.py", "momentum=0.95", "momentum=0.9", {"pretrain"}),
+        ("ssl_models/training/optimizer.py", '"momentum": 0.95', '"momentum": 0.9', {"pretrain"}),
         ("ssl_models/train.py", "PATIENCE = 5", "PATIENCE = 6", {"pretrain"}),
         ("ssl_models/probing/settings.py", "default=5", "default=6", {"linear-probe"}),
         ("ssl_models/models/presets.py", "from typing", "EDITED = 1\nfrom typing", LEARNING),

@@ -45,12 +45,12 @@ def test_the_corpus_decides_vocabulary_and_context_unless_the_backbone_says_more
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"preset": "gpt5"}, "preset: there is no transformer 'gpt5' (there are: gpt2, "),
+        ({"preset": "gpt5"}, "preset: there is no transformer 'gpt5' (did you mean 'gpt2'?) (there are: gpt2, "),
         ({"preset": "gpt2", "layer": 2}, "layer: no such key (did you mean 'layers'?); the keys are: "),
-        ({"preset": "gpt2", "layers": 0}, "layers: Input should be greater than or equal to 1 (got 0)"),
-        ({"preset": "gpt2", "layers": "many"}, "layers: Input should be a valid integer"),
-        ({"preset": "gpt2", "mlp": "tanh"}, "mlp: Input should be 'gelu'"),
-        ({"preset": "gpt2", "heads": 0}, "heads: Input should be greater than or equal to 1"),
+        ({"preset": "gpt2", "layers": 0}, "layers: must be greater than or equal to 1 (got 0)"),
+        ({"preset": "gpt2", "layers": "many"}, "layers: must be a valid integer"),
+        ({"preset": "gpt2", "mlp": "tanh"}, "mlp: must be 'gelu'"),
+        ({"preset": "gpt2", "heads": 0}, "heads: must be greater than or equal to 1"),
         ({"preset": "gpt2", "width": 100, "heads": 12}, "heads: 12 heads do not divide a width of 100"),
         ({"preset": "llama", "heads": 12, "kv_heads": 5}, "kv_heads: 5 do not divide 12 heads"),
         ({"preset": "llama", "width": 15, "heads": 5}, "heads: rotary positions need an even head width, not 3"),
@@ -59,7 +59,7 @@ def test_the_corpus_decides_vocabulary_and_context_unless_the_backbone_says_more
             {"architecture": "resnet", "preset": "vit"},
             "preset: there is no resnet 'vit' (there are: resnet18, resnet50)",
         ),
-        ({"architecture": "resnet", "preset": "resnet18", "layers": 18}, "layers: Input should be a valid tuple"),
+        ({"architecture": "resnet", "preset": "resnet18", "layers": 18}, "layers: must be a valid tuple"),
     ],
 )
 def test_a_bad_backbone_is_one_sentence(given: dict[str, object], sentence: str) -> None:
@@ -73,7 +73,7 @@ def test_params_name_the_key_of_a_bad_backbone() -> None:
     train = {"steps": 1, "batch": 1}
     corpus = {"modality": "text", "ingest": {"reader": "jsonl", "source": "x"}}
     model = {"corpus": "c", "objective": "next_token", "backbone": {"preset": "gpt2", "layers": -1}, "train": train}
-    with pytest.raises(ValueError, match=r"models\.mine\.backbone\.layers: Input should be greater"):
+    with pytest.raises(ValueError, match=r"models\.mine\.backbone\.layers: must be greater"):
         Params.model_validate(
             {
                 "corpora": {"c": {**corpus, "dedup": {}, "tokenize": {}, "shard": {}}},

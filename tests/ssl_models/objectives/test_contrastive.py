@@ -53,7 +53,7 @@ def test_losses_without_negatives_have_three_layers_with_batch_normalisation(los
     assert [layer.out_features for layer in layers if hasattr(layer, "out_features")] == [8192] * 3
     small = objective("contrastive", vit(), encoding(), loss=loss, projector=[48, 40, 32])
     batch = small.prepare({"pixels": pixels()}, keys())
-    assert small.embed(batch).shape == (8, 2, 32)
+    assert small.embed(batch)["views"].shape == (8, 2, 32)
     assert [layer.out_features for layer in small.projector if hasattr(layer, "out_features")] == [48, 40, 32]
 
 
@@ -67,7 +67,7 @@ def test_simclr_s_projector_has_two_layers_and_no_normalisation():
 def test_a_collapsed_view_finds_its_other_by_chance(collapsed):
     views = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(0))
     views[:, collapsed] = 1
-    found, of = objective("contrastive", vit(), encoding()).couple(views).sums["view_accuracy"]
+    found, of = objective("contrastive", vit(), encoding()).couple({"views": views}, keys()).sums["view_accuracy"]
     assert float(found / of) == pytest.approx(1 / 8, abs=1e-6)
 
 

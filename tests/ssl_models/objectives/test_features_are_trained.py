@@ -89,7 +89,7 @@ def test_every_parameter_that_features_read_has_received_a_gradient(case: str, t
     for parameter in objective.parameters():  # no gradient is zero for want of a start
         parameter.data += 0.05 * torch.randn_like(parameter)
     for step in range(STEPS):
-        batch = objective.prepare(rows, pictures.keys(ROWS, step))
+        batch = pictures.prepared(objective, rows, pictures.keys(ROWS, step))
         objective(batch).loss.backward()
     trained = {name: rows_of(gradient) for name, gradient in gradients(objective).items()}
     objective.eval()
