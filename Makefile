@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DO_NOT_TRACK ?= 1
 
-.PHONY: environment run check test lint quick flow review schedule screenshots lock clean results failures
+.PHONY: environment run check test lint quick flow review schedule screenshots lock clean results failures clean-data clean-history
 
 run: $(VENV)/installed ## the whole pipeline, then the table of results
 	python -m stages.code
@@ -65,5 +65,14 @@ $(VENV)/installed: requirements.lock
 	$(VENV)/bin/pip install -q -r requirements.lock
 	cp requirements.lock $@
 
-clean: ## everything that can be made again: environment, data, runs
-	rm -rf $(VENV) .checkpoints .mlflow .prefect .runs
+clean: ## the environment and what tools have cached: made again in minutes
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
+
+clean-data: ## outputs of the stages, DVC's cache and checkpoints: made again by make run, or fetched by dvc pull
+	rm -rf .checkpoints .dvc/cache .dvc/tmp
+	git clean -fdXq data
+
+clean-history: ## MLflow's runs and registry, champions included, and Prefect's runs: gone for good, so CONFIRM=yes
+	@test "$(CONFIRM)" = yes || { echo "error: this deletes every run, every registered model and every champion: make clean-history CONFIRM=yes" >&2; exit 2; }
+	rm -rf .mlflow .prefect .runs

@@ -23,8 +23,10 @@ class Backbone(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    architecture: Literal["transformer", "resnet"] = "transformer"
-    preset: str
+    architecture: Literal["transformer", "resnet"] = Field(
+        default="transformer", description="a module of ssl_models/models"
+    )
+    preset: str = Field(description="the sizes and kinds of a known model, which further keys override")
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -35,27 +37,32 @@ class Backbone(BaseModel):
 class Train(Strict):
     """Optimisation of one model. The batch is global: micro-batches and processes follow from the hardware."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, description="of the optimizer")
     batch: int = Field(ge=1, description="rows in the global batch, over all processes")
     normalisation_batch: int | None = Field(
         default=None,
         ge=2,
         description="rows whose statistics batch normalisation shares; default: the whole batch, as in the papers",
     )
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="AdamW, or Muon for the matrices of blocks and AdamW for the rest"
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of AdamW")
     muon_learning_rate: float = Field(default=0.02, gt=0, description="peak rate of Muon, for matrices")
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="of AdamW")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="of AdamW")
     weight_decay: float = Field(default=0.1, ge=0, description="on weights of two or more dimensions")
     clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0 switches clipping off")
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        default="cosine",
+        description="of the learning rate after the warm-up: down a cosine, stable and then linear down, or constant",
+    )
     warmup: float = Field(default=0.05, ge=0, description="fraction of the steps; from 1 on, a number of steps")
     decay: float = Field(default=0.2, gt=0, le=1, description="last fraction of the steps, schedule wsd only")
     final: float = Field(default=0.1, ge=0, le=1, description="last rate as a fraction of the peak")
     evaluate_every: int = Field(default=100, ge=1, description="steps between evaluations")
     validation_rows: int = Field(default=512, ge=1, description="rows evaluated each time, the same ones")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of weights, order, corruption and dropout")
 
     @model_validator(mode="after")
     def _divides(self) -> Train:
@@ -81,9 +88,9 @@ class Train(Strict):
 class Model(Strict):
     """One entry of `models`: a corpus, a pretext task, a backbone, and how long to train."""
 
-    corpus: str
+    corpus: str = Field(description="an entry of corpora")
     objective: str = Field(description="a module of ssl_models/objectives")
     backbone: Backbone
     task: dict[str, Any] = Field(default_factory=dict, description="options of the objective, validated by it")
-    train: Train
+    train: Train = Field(description="optimisation of the model")
     init_from: str | None = Field(default=None, description="a Hugging Face or Pretext model folder to start from")

@@ -53,7 +53,7 @@ class Ingest(BaseModel, extra="allow", frozen=True):
 
     reader: str = Field(description="a module of stages/readers")
     source: str = Field(description="path, folder or URL that DVC can hash")
-    max_reject_fraction: float = Field(default=0.05, ge=0, le=1)
+    max_reject_fraction: float = Field(default=0.05, ge=0, le=1, description="of the rows; more rejects stop the stage")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,11 +64,11 @@ class Ingest(BaseModel, extra="allow", frozen=True):
 class Corpus(Strict):
     """One entry of `corpora`. `dedup`, `tokenize` and `shard` are validated by the modality's module of that name."""
 
-    modality: Literal["text", "image", "video", "image_text"]
+    modality: Literal["text", "image", "video", "image_text"] = Field(description="what kind of data it is")
     ingest: Ingest
-    dedup: dict[str, Any]
-    tokenize: dict[str, Any]
-    shard: dict[str, Any]
+    dedup: dict[str, Any] = Field(description="options of the modality's dedup stage")
+    tokenize: dict[str, Any] = Field(description="options of the modality's tokenize stage")
+    shard: dict[str, Any] = Field(description="options of the modality's shard stage")
 
 
 class Params(Strict):
@@ -133,7 +133,7 @@ class Compute(Strict):
         default="auto", description="processes of the data stages"
     )
     launcher: str = Field(default="local", description="a module of stages/dispatch")
-    local: Local = Local()
+    local: Local = Field(default=Local(), description="the launcher `local`: processes on this machine")
     micro_batch: int | Literal["auto"] = Field(default="auto", description="rows that a process computes at once")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 on GPUs that have it"

@@ -39,7 +39,7 @@ class Fractions(Strict):
         ge=1,
         description="labelled rows of a group in the probe, at most: more of one say little",
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the hash that deals groups out")
 
 
 @dataclass(frozen=True)

@@ -20,27 +20,31 @@ class Architecture(Strict):
     """One transformer, complete. A size of 0 means "as usual" and is filled in when the object is made."""
 
     preset: str = Field(description="the entry of PRESETS it was made from")
-    structure: Literal["decoder", "encoder", "encoder-decoder"]
+    structure: Literal["decoder", "encoder", "encoder-decoder"] = Field(description="who reads and who writes")
 
     layers: int = Field(ge=1, description="blocks of the stack; of the encoder, where there are two")
     decoder_layers: int = Field(default=0, ge=0, description="encoder-decoder only; 0: as many as `layers`")
     width: int = Field(ge=1, description="of the residual stream")
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, description="of attention; they divide `width`")
     kv_heads: int = Field(default=0, ge=0, description="grouped queries: heads of keys and values; 0: `heads`")
     head_width: int = Field(default=0, ge=0, description="0: `width` / `heads`")
-    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "swiglu", "geglu"]
+    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "swiglu", "geglu"] = Field(
+        description="activation; the last two have a gate"
+    )
     mlp_width: int = Field(default=0, ge=0, description="0: 4 x `width`; gated: 8/3 x, to a multiple of 32")
 
-    norm: Literal["layer", "rms"] = "layer"
-    norm_place: Literal["pre", "post"] = "pre"
-    norm_eps: float = Field(default=1e-5, gt=0)
+    norm: Literal["layer", "rms"] = Field(default="layer", description="layer normalisation, or root mean square")
+    norm_place: Literal["pre", "post"] = Field(default="pre", description="before each residual branch, or after it")
+    norm_eps: float = Field(default=1e-5, gt=0, description="added to the variance")
     biases: bool = Field(default=True, description="of linear layers and of layer norms")
     qk_norm: bool = Field(default=False, description="RMS-normalise queries and keys per head")
     scaled_attention: bool = Field(default=True, description="divide scores by sqrt(head width); T5 does not")
     layer_scale: float = Field(default=0.0, ge=0, description="initial LayerScale of every branch; 0: none")
 
-    positions: Literal["learned", "rotary", "relative", "sincos", "none"] = "learned"
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    positions: Literal["learned", "rotary", "relative", "sincos", "none"] = Field(
+        default="learned", description="how tokens know their place"
+    )
+    rope_theta: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies")
     relative_buckets: int = Field(default=32, ge=4, description="T5's buckets of distance")
     relative_distance: int = Field(default=128, ge=8, description="beyond it all distances share a bucket")
     context: int = Field(default=0, ge=0, description="most positions of a sequence; 0: the rows' length")
@@ -51,13 +55,13 @@ class Architecture(Strict):
     embedding_norm: bool = Field(default=False, description="normalise after the embeddings")
     tied: bool = Field(default=True, description="the head's matrix is the token embedding")
     head_transform: bool = Field(default=False, description="BERT's dense + GELU + norm before the head")
-    head_bias: bool = False
+    head_bias: bool = Field(default=False, description="a bias per entry of the vocabulary")
     scale_logits: bool = Field(default=False, description="T5 1.0: divide the head's input by sqrt(width)")
 
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of embeddings, attention and branches")
-    init: Literal["normal", "xavier", "t5", "clip"] = "normal"
+    init: Literal["normal", "xavier", "t5", "clip"] = Field(default="normal", description="how weights start")
     init_std: float = Field(default=0.02, gt=0, description="linear layers under init normal")
-    embedding_std: float = Field(default=0.02, gt=0)
+    embedding_std: float = Field(default=0.02, gt=0, description="of the embeddings' start")
     depth_scaled: bool = Field(default=False, description="init normal: residual projections / sqrt(2 x layers)")
 
     @model_validator(mode="before")
@@ -102,7 +106,7 @@ class ResNetArchitecture(Strict):
     """One residual network, complete (He et al. 2015, arXiv:1512.03385)."""
 
     preset: str
-    block: Literal["basic", "bottleneck"]
+    block: Literal["basic", "bottleneck"] = Field(description="two convolutions of 3x3, or a bottleneck of three")
     layers: tuple[int, int, int, int] = Field(description="blocks of each of the four stages")
     width: int = Field(default=64, ge=1, description="channels of the first stage")
     stem: Literal["small", "large"] = Field(

@@ -32,12 +32,14 @@ PROJECTORS = {"nt_xent": (512, 128), "vicreg": (8192, 8192, 8192), "barlow_twins
 class Task(Options):
     """`models.NAME.task`."""
 
-    loss: Literal["nt_xent", "vicreg", "barlow_twins"] = "nt_xent"
+    loss: Literal["nt_xent", "vicreg", "barlow_twins"] = Field(
+        default="nt_xent", description="NT-Xent (SimCLR), VICReg or Barlow Twins"
+    )
     temperature: float = Field(default=0.5, gt=0, description="of NT-Xent")
     projector: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(), description="widths of the projector's layers; empty: as in the loss's paper"
     )
-    augment: Augmentation = Augmentation()
+    augment: Augmentation = Field(default=Augmentation(), description="of the two views")
 
 
 def projector(loss: str, width: int, widths: tuple[int, ...]) -> nn.Sequential:

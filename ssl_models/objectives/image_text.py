@@ -43,10 +43,10 @@ _VIEW = 0
 class Text(Options):
     """The text encoder's size: overrides of the preset `clip-text`."""
 
-    layers: int = Field(default=2, ge=1)
-    width: int = Field(default=128, ge=1)
-    heads: int = Field(default=4, ge=1)
-    mlp: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layers: int = Field(default=2, ge=1, description="blocks")
+    width: int = Field(default=128, ge=1, description="of a token's vector")
+    heads: int = Field(default=4, ge=1, description="of attention")
+    mlp: Literal["quick_gelu", "gelu"] = Field(default="quick_gelu", description="activation")
     mlp_width: int = Field(default=0, ge=0, description="0: 4 x `width`")
     context: int = Field(default=0, ge=0, description="most tokens of a caption; 0: the rows' length")
     vocabulary: int = Field(default=0, ge=0, description="0: the tokenizer's; larger pads the table")
@@ -55,9 +55,9 @@ class Text(Options):
 class Task(Options):
     """`models.NAME.task`."""
 
-    loss: Literal["clip", "siglip"] = "clip"
+    loss: Literal["clip", "siglip"] = Field(default="clip", description="softmax over the batch, or a sigmoid per pair")
     width: int = Field(default=128, ge=1, description="of the space that both project into")
-    text: Text = Text()
+    text: Text = Field(default=Text(), description="the text encoder")
     augment: Augmentation | None = Field(default=None, description="of pictures; a flip may make a caption wrong")
     prompts: tuple[str, ...] = Field(default=("{}",), min_length=1, description="zero-shot: {} is the class name")
 

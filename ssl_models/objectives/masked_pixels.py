@@ -39,9 +39,9 @@ class Crops(Augmentation):
 class Decoder(Options):
     """The decoder's size: overrides of the preset `mae-decoder`."""
 
-    layers: int = Field(default=2, ge=1)
-    width: int = Field(default=128, ge=4)
-    heads: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1, description="blocks")
+    width: int = Field(default=128, ge=4, description="of a token's vector")
+    heads: int = Field(default=4, ge=1, description="of attention")
     mlp_width: int = Field(default=0, ge=0, description="0: 4 x `width`")
 
 
@@ -50,7 +50,7 @@ class Task(Options):
 
     ratio: float = Field(default=0.75, gt=0, lt=1, description="part of the patches that is masked")
     normalise: bool = Field(default=True, description="targets normalised patch by patch; else pixels as they are seen")
-    decoder: Decoder = Decoder()
+    decoder: Decoder = Field(default=Decoder(), description="it is thrown away after pre-training")
     augment: Crops | None = Field(default=Crops(), description="of pictures, in training; null: as they are")
 
 

@@ -21,4 +21,4 @@ class Probe(Strict):
     rows: int = Field(default=20_000, ge=1, description="most labelled rows used, train and test together")
     strengths: tuple[float, ...] = Field(default=(0.001, 0.01, 0.1, 1.0, 10.0), description="L2 candidates (C)")
     neighbours: int = Field(default=20, ge=1, description="k of the kNN second opinion")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of slices, draws and random encoders")

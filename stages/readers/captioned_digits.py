@@ -33,7 +33,7 @@ class Options(readers.Pictures):
 
     side: int = Field(default=20, ge=2 * SIDE + 2, le=256, description="of a picture, in pixels; a digit has 8")
     pictures: int = Field(default=16, ge=1, le=10_000, description="of each of the 200 compositions")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the draws")
 
 
 def plan(source: str, options: Options) -> list[Partition]:

@@ -37,7 +37,7 @@ class Options(parquet.Options):
 
     dataset: str | None = Field(default=None, description="a name on the Hub; default: the source is a local folder")
     config: str | None = Field(default=None, description="of a data set that has several")
-    split: str = Field(default="train")
+    split: str = Field(default="train", description="of the data set")
     outside: bool = Field(default=False, description="take pictures by paths and URLs outside of the data set, too")
     revision: str | None = Field(default=None, description="a commit of the data set: without one, it may change")
 

@@ -36,7 +36,7 @@ class Options(readers.Pictures):
     speed: tuple[float, float] = Field(default=(1.0, 2.5), description="least and largest, in pixels a frame")
     pool: int = Field(default=6, ge=DIGITS, le=100, description="digits of one class that share a group")
     sequences: int = Field(default=6, ge=1, le=10_000, description="of each pool")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the draws")
 
     @model_validator(mode="after")
     def _speed_is_a_range(self) -> Options:

@@ -19,7 +19,7 @@ MODALITIES = frozenset({"text"})
 class Options(readers.Options):
     """What a document is, and how it is written."""
 
-    unit: Literal["file", "paragraph", "line"] = "file"
+    unit: Literal["file", "paragraph", "line"] = Field(default="file", description="what is one document")
     label: Literal["folder"] | None = Field(default=None, description="folder: the name of the folder of the file")
     encoding: str = Field(default="utf-8", description="any that Python knows")
     files: str | None = Field(default=None, description="glob of the files to take from a folder, relative to it")

@@ -41,8 +41,8 @@ class Options(Strict):
     """`corpora.NAME.tokenize` of a picture corpus: `size`, or `height` and `width`, in pixels."""
 
     size: int | None = Field(default=None, ge=4, le=4096, description="of a square")
-    height: int | None = Field(default=None, ge=4, le=4096)
-    width: int | None = Field(default=None, ge=4, le=4096)
+    height: int | None = Field(default=None, ge=4, le=4096, description="in pixels, with `width` instead of `size`")
+    width: int | None = Field(default=None, ge=4, le=4096, description="in pixels, with `height` instead of `size`")
     channels: int = Field(default=3, description="1 (grey) or 3 (RGB)")
     jpeg: int = Field(default=0, ge=0, le=100, description="keep pictures as JPEG of this quality; 0: as uint8 pixels")
     codebook: int = Field(default=0, ge=0, le=65536, description="entries of the visual codebook; 0: none")

@@ -74,10 +74,12 @@ class Options(BaseModel, extra="forbid", frozen=True):
 
     near: bool = Field(default=True, description="find near-duplicates too")
     ngram: int = Field(default=5, ge=1, le=64, description="words in a shingle")
-    bands: int = Field(default=20, ge=1, le=256)
+    bands: int = Field(
+        default=20, ge=1, le=256, description="of `rows` hashes each; more find pairs that are less alike"
+    )
     rows: int = Field(default=5, ge=1, le=64, description="minima in a band")
     threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity of near-duplicates")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the hashes")
 
 
 @compiled

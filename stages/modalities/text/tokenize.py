@@ -72,7 +72,7 @@ INSTEAD = {
 class Options(Strict):
     """`corpora.NAME.tokenize` of a text corpus."""
 
-    algorithm: Literal["bpe", "unigram"] = "bpe"
+    algorithm: Literal["bpe", "unigram"] = Field(default="bpe", description="byte-pair encoding, or a unigram model")
     vocabulary: int = Field(default=8192, le=2**31, description="ids, special ones included")
     train_bytes: int = Field(default=64 * 2**20, ge=1, description="of text to train on, at most: a fixed sample")
     tokenizer: Path | None = Field(default=None, description="a tokenizer.json, or its folder, to use as it is")
