@@ -17,7 +17,7 @@ from ssl_models.training.batches import on
 from ssl_models.training.learner import EVALUATION_STEP, Learner
 from ssl_models.training.totals import Means, Totals
 
-WATCHED = 256
+WATCHED = 128
 """Rows whose features are watched during training: enough to see a trend, cheap enough to see it often."""
 SHOWN = 8
 """Validation rows that examples are made of."""
