@@ -21,6 +21,7 @@ from typing import Any
 from flows.execution import dvc_process
 from ssl_models.addresses import secret
 from ssl_models.layout import flat
+from ssl_models.tracking.execution import METRICS, REPORT
 from ssl_models.training.lifetime import die_with_parent
 from stages import code
 
@@ -43,7 +44,7 @@ class BusyError(GraphError):
 class Node:
     """One stage of `dvc.yaml`. `reasons` say why it must run; a stage below a changed one has none of its own.
 
-    `records` are the outputs that git keeps: metrics and plots.
+    `records` are the files that git keeps: metrics, plots, and the report beside the metrics.
     """
 
     name: str
@@ -172,8 +173,10 @@ def _examine(targets: Sequence[str]) -> list[Node]:
                 if name in wanted:
                     why = tuple(reasons(status.get(name, ())))
                     changed = bool(why) or any(nodes[needed].changed for needed in edges[name])
-                    kept = tuple(sorted(str(out) for out in stages[name].outs if not out.use_cache and out.is_in_repo))
-                    nodes[name] = Node(name, edges[name], changed, why, kept)
+                    kept = {str(out) for out in stages[name].outs if not out.use_cache and out.is_in_repo}
+                    kept |= {str(Path(path).with_name(REPORT)) for path in kept if Path(path).name == METRICS}
+                    records = tuple(sorted(path for path in kept if Path(path).exists()))
+                    nodes[name] = Node(name, edges[name], changed, why, records)
     except LockError as error:
         raise BusyError(str(error)) from error
     except DvcException as error:
