@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-MOST_LINES = 1820
+MOST_LINES = 1800
 HOSTILE = [
     "x; touch PWNED #",
     "$(touch PWNED)",
