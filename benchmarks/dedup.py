@@ -37,8 +37,8 @@ PROGRAMS = {
     "ours": """
 import numpy as np, pyarrow as pa, tempfile
 from pathlib import Path
-from stages import tables
-from stages.clusters import gather
+from stages.files import tables
+from stages.grouping.clusters import gather
 from stages.modalities.text import dedup
 options = dedup.Options()
 with tempfile.TemporaryDirectory() as folder:

@@ -72,7 +72,7 @@ def write_corpus(folder: Path, megabytes: float, vocabulary: int) -> float:
     """Train a tokenizer on one half of the text and write the other half; the megabytes of the latter."""
     import pyarrow as pa
 
-    from stages import tables
+    from stages.files import tables
     from stages.modalities.text import tokenize
 
     halves: list[list[str]] = [[], []]

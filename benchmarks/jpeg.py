@@ -26,7 +26,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ssl_models.data.shards import Shards, Split, batch_indices
-from stages import params, shard, tables, tokenize
+from stages import params, shard, tokenize
+from stages.files import tables
 from stages.modalities.image import ingest, pictures
 
 RESULTS = Path(__file__).parent / "results" / "jpeg.json"

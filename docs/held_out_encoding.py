@@ -23,7 +23,8 @@ from ssl_models.data.shards import Shards
 from ssl_models.probing.intervals import paired
 from ssl_models.probing.logistic import fit
 from ssl_models.probing.probe import standardise
-from stages import linear_probe, params, tables
+from stages import linear_probe, params
+from stages.files import tables
 from stages.modalities.text import tokenize
 
 STRENGTH = 1.0

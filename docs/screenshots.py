@@ -30,7 +30,7 @@ from playwright.sync_api import Browser, Error, Page, ViewportSize, sync_playwri
 from flows import environment
 from flows.execution import leash
 from flows.reports.links import ranked_runs
-from stages.provenance import tracking_uri
+from stages.results.provenance import tracking_uri
 
 FOLDER = Path(__file__).parent
 PAGE: ViewportSize = {"width": 1400, "height": 900}

@@ -40,7 +40,7 @@ from flows.hooks import notify
 from flows.reports import artifacts
 from flows.reports.artifacts import StageProgress, StageResult
 from flows.reports.links import flow_run_page
-from stages.provenance import FLOW_RUN_URL
+from stages.results.provenance import FLOW_RUN_URL
 
 POLL_SECONDS = 1.0
 """Between looks at whether the run has been cancelled on Prefect's pages."""

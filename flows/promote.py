@@ -13,11 +13,12 @@ from typing import Any
 
 from ssl_models.tracking import store
 from ssl_models.training.job import Tracking
-from stages import params, provenance
+from stages import params
 from stages.params import UserError
 from stages.registry.decision import DECISION
 from stages.registry.probed import catch_up
 from stages.registry.versions import ACCURACY, EXPERIMENT, MODEL, STEPS, Registry
+from stages.results import provenance
 
 
 def promote(registry: Registry, corpus: str, version: str | None = None, back: bool = False) -> str:

@@ -18,7 +18,7 @@ from flows.reports import records
 from flows.reports.records import Numbers
 from ssl_models import layout
 from ssl_models.tracking.execution import REPORT
-from stages import provenance
+from stages.results import provenance
 
 COLUMNS = {
     "pretrained": "pretrained.accuracy",

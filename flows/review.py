@@ -14,8 +14,8 @@ import sys
 from flows.reports.links import REVIEW_HOST, REVIEW_PORT, VIEW, ranked_runs
 from ssl_models.addresses import public
 from ssl_models.tracking import store
-from stages import provenance
 from stages.params import UserError
+from stages.results import provenance
 
 BEST = "metrics.`probe.accuracy`"
 COLUMNS = {

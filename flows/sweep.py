@@ -38,8 +38,8 @@ from flows.reports.comparison import Point, Result, table
 from flows.reports.links import flow_run_page, mlflow_address
 from flows.run import at_least
 from ssl_models.tracking.execution import REPORT, Execution
-from stages import code
-from stages.provenance import FLOW_RUN_URL, execution_file
+from stages.digests import policy as code
+from stages.results.provenance import FLOW_RUN_URL, execution_file
 
 _RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_PARALLEL)
 

@@ -24,8 +24,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ssl_models.files import whole_folder
-from stages import engine, params, provenance, tables
-from stages.clusters import Clusters, gather
+from stages import engine, params
+from stages.files import tables
+from stages.grouping.clusters import Clusters, gather
+from stages.results import provenance
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 
 from ssl_models.files import remove, whole_file, whole_folder
 from ssl_models.tracking.execution import METRICS, REPORT
-from stages import check, engine, params, provenance, tables
+from stages import check, engine, params
+from stages.files import tables
 from stages.params import UserError
 from stages.readers import Options, Partition, Record, Reject, excerpt, too_long
+from stages.results import provenance
 
 Check = Callable[[Record, Options], str | None]
 """A modality's reason to reject a record, or None, given the reader's options."""

@@ -34,10 +34,12 @@ from ssl_models.probing.probe import Losses, Report, Task, probe
 from ssl_models.probing.settings import Probe
 from ssl_models.tracking import probe as probe_tracking
 from ssl_models.tracking.execution import METRICS, REPORT
-from stages import kept, params, provenance, tables
+from stages import params
+from stages.files import tables
 from stages.params import UserError
 from stages.registry import probed
 from stages.registry import versions as registry
+from stages.results import kept, provenance
 
 PREDICTIONS = pa.schema(
     [

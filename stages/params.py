@@ -27,8 +27,8 @@ from ssl_models.config import Backbone, Model, Strict
 from ssl_models.models import presets
 from ssl_models.probing.settings import Probe
 from ssl_models.sentences import meant, sentences
-from stages import code
-from stages.digest import Digests
+from stages.digests import policy as code
+from stages.digests.syntax import Digests
 
 PARAMS = code.PARAMS
 COMPUTE = Path("compute.yaml")

@@ -16,10 +16,13 @@ from pydantic import ValidationError
 
 from ssl_models.config import Model
 from ssl_models.training import job
-from stages import code, dispatch, kept, params, provenance, tables
-from stages.digest import Digests
-from stages.kept import CHECKPOINTS
+from stages import dispatch, params
+from stages.digests import policy as code
+from stages.digests.syntax import Digests
+from stages.files import tables
 from stages.params import PARAMS, UserError
+from stages.results import kept, provenance
+from stages.results.kept import CHECKPOINTS
 
 JOB = "job.json"
 

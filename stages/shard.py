@@ -4,7 +4,7 @@ Documents are first copied, one after another, into a flat file per column, from
 so memory holds about 100 bytes per document and one shard, and nothing per token, whatever the size of the corpus (the
 disk holds three copies of the tokens for a while). Each module `stages/modalities/<modality>/shard.py` has
 
-    class Options(stages.splits.Fractions)          # `corpora.NAME.shard`
+    class Options(stages.grouping.splits.Fractions)          # `corpora.NAME.shard`
     COLUMNS: tuple[str, ...]                        # columns of tokenize's rows that it reads
     PACKED: bool                                    # pack documents into rows of train and validation
     def described(encoding, options) -> Encoding    # the encoding as a model will see it
@@ -35,8 +35,11 @@ from ssl_models.data.encoding import Encoding
 from ssl_models.data.manifest import FILE, Column, Manifest, Shard, SplitManifest
 from ssl_models.files import checksum, whole_folder, write_json
 from ssl_models.training.progress import Progress
-from stages import params, provenance, splits, tables
+from stages import params
+from stages.files import tables
+from stages.grouping import splits
 from stages.params import UserError
+from stages.results import provenance
 
 SHARD_BYTES = 256 * 2**20
 BATCH, BATCH_BYTES = 1024, 2**25

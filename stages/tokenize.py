@@ -29,8 +29,10 @@ from pydantic import BaseModel
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.files import whole_folder
-from stages import engine, params, provenance, tables
+from stages import engine, params
+from stages.files import tables
 from stages.params import UserError
+from stages.results import provenance
 
 CARRIED = ("id", "label", "group")
 

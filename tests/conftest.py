@@ -13,7 +13,8 @@ import pytest
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-from stages import params, shard, tables, tokenize
+from stages import params, shard, tokenize
+from stages.files import tables
 
 settings.register_profile("shared machine", deadline=None)  # a busy neighbour must not fail a property
 settings.load_profile("shared machine")

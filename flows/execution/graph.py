@@ -23,7 +23,7 @@ from ssl_models.addresses import secret
 from ssl_models.layout import flat
 from ssl_models.tracking.execution import METRICS, REPORT
 from ssl_models.training.lifetime import die_with_parent
-from stages import code
+from stages.digests import policy as code
 
 Edges = dict[str, tuple[str, ...]]
 SILENT_SECONDS = 20.0

@@ -17,7 +17,7 @@ from flows.execution import dvc_process
 from flows.execution.publish import git
 
 FOLDER = Path(".dvc/tmp/exps")
-"""Here `stages.provenance` knows that the project lies above, and DVC and git look at nothing."""
+"""Here `stages.results.provenance` knows that the project lies above, and DVC and git look at nothing."""
 
 
 class WorkingCopy:

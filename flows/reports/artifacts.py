@@ -28,7 +28,7 @@ from flows.reports.links import mlflow_address
 from flows.reports.records import Numbers
 from ssl_models.layout import markdown, numbers
 from ssl_models.tracking.execution import REPORT
-from stages import provenance
+from stages.results import provenance
 
 PROGRESS_SECONDS = 5.0
 """Between updates of a stage's progress; a stage that is over before has none."""

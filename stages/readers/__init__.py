@@ -9,7 +9,7 @@ A reader module has
     def columns(partition, options) -> list[str]           optional: for sentences about a wrong column
 
 `read` streams, and turns every fault of the data into a Reject; it raises UserError only for what is no fault of the
-data, such as a file that may not be read or a connection that fails (`stages.streams.opened` sees to that). A reason
+data, such as a file that may not be read or a connection that fails (`streams.opened` sees to that). A reason
 is a few words that many rejects share; particulars follow in parentheses.
 """
 

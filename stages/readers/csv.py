@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from pydantic import Field, field_validator
 
-from stages import readers, sources, streams
+from stages import readers
+from stages.files import sources, streams
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, excerpt, jsonl
 

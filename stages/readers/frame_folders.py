@@ -16,10 +16,11 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from stages import readers, sources, streams
+from stages import readers
+from stages.files import sources, streams
+from stages.files.tables import PARTITION_BYTES
 from stages.modalities.image import pictures
 from stages.readers import File, Partition, Record, Reject
-from stages.tables import PARTITION_BYTES
 
 MODALITIES = frozenset({"video"})
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stages import readers, streams
+from stages import readers
+from stages.files import streams
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, parquet
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from stages import readers, sources, streams
+from stages import readers
+from stages.files import sources, streams
 from stages.readers import File, Partition, Record, Reject, csv, image_folder, jsonl
 
 MODALITIES = frozenset({"image", "image_text"})

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stages import readers, sources, streams
+from stages import readers
+from stages.files import sources, streams
 from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, csv, jsonl

@@ -20,9 +20,9 @@ from typing import Literal
 from pydantic import Field
 
 from stages import readers
+from stages.files.sources import partitions
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject
-from stages.sources import partitions
 
 MODALITIES = frozenset({"text"})
 SOURCE_BYTES = 2 * 2**20

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import Field
 
 from stages import readers
+from stages.files.sources import listing, partitions, split_lines
+from stages.files.streams import numbered
 from stages.readers import Partition, Record, Reject, excerpt, shown
-from stages.sources import listing, partitions, split_lines
-from stages.streams import numbered
 
 MODALITIES = frozenset({"text"})
 SUFFIXES = (".jsonl", ".ndjson", ".json")

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from stages import readers
+from stages.files.sources import listing, partitions
+from stages.files.streams import CHUNK, Reading, is_url, opened
+from stages.files.tables import PARTITION_BYTES
 from stages.params import UserError
 from stages.readers import File, Partition, Record, Reject, jsonl
-from stages.sources import listing, partitions
-from stages.streams import CHUNK, Reading, is_url, opened
-from stages.tables import PARTITION_BYTES
 
 MODALITIES = frozenset({"text", "image", "image_text"})
 SUFFIXES = (".parquet", ".pq")

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from stages import readers, sources, streams
+from stages import readers
+from stages.files import sources, streams
 from stages.readers import File, Partition, Record, Reject
 
 MODALITIES = frozenset({"text"})

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from stages import readers, sources, streams
+from stages import readers
+from stages.files import sources, streams
 from stages.modalities.image import pictures
 from stages.params import UserError
 from stages.readers import Partition, Record, Reject

@@ -14,7 +14,8 @@ from typing import IO, Any, cast
 
 from pydantic import Field
 
-from stages import readers, sources, streams
+from stages import readers
+from stages.files import sources, streams
 from stages.modalities.image import pictures
 from stages.readers import Partition, Record, Reject, image_folder
 

@@ -23,9 +23,11 @@ from ssl_models.tracking import probe as probe_tracking
 from ssl_models.tracking.execution import REPORT
 from ssl_models.tracking.probe import Run
 from ssl_models.training.job import Tracking
-from stages import params, provenance, tables
+from stages import params
+from stages.files import tables
 from stages.registry import versions as registry
 from stages.registry.decision import DECISION
+from stages.results import provenance
 
 EXPERIMENT = "DVC_EXP_NAME"
 """Set by DVC for the stages of an experiment."""

@@ -19,7 +19,7 @@ TRACKED = """
 import sys
 from pathlib import Path
 from ssl_models.tracking import store
-from stages import provenance
+from stages.results import provenance
 client, experiment = store.connect(tracking := provenance.tracking("corpus", "pretrain@m", ()))
 run = client.create_run(experiment, run_name="m", tags=tracking.tags)
 client.log_metric(run.info.run_id, "probe.accuracy", 0.5)

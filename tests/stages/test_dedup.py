@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import dedup, params, tables
+from stages import dedup, params
+from stages.files import tables
 
 SCHEMA = tables.rows_schema([pa.field("text", pa.string())])
 LONG = " ".join(f"word{i}" for i in range(100))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from stages import tables, tokenize
+from stages import tokenize
+from stages.files import tables
 
 WITHOUT_ROOM = """
 import resource, sys

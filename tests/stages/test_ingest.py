@@ -16,7 +16,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import ingest, params, sources, streams, tables
+from stages import ingest, params
+from stages.files import sources, streams, tables
 from stages.params import UserError
 from stages.readers import Reject, jsonl
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import code, params
+from stages import params
+from stages.digests import policy as code
 from stages.params import UserError
 
 CORPUS = """corpora:

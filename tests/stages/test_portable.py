@@ -81,7 +81,7 @@ def test_libraries_are_held_before_they_load_but_for_torch_in_training_unless_it
 
 def test_what_imports_a_stage_without_being_one_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "compute.yaml").write_text("portable: true\n")
-    said = run(tmp_path, "-c", "import os, stages.tables; print(os.environ.get('OPENBLAS_CORETYPE'))")
+    said = run(tmp_path, "-c", "import os, stages.files.tables; print(os.environ.get('OPENBLAS_CORETYPE'))")
     assert said == "None\n"
 
 

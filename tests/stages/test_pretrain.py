@@ -12,9 +12,10 @@ import pytest
 
 from ssl_models.tracking.execution import Execution
 from ssl_models.training.job import Job
-from stages import params, pretrain, provenance
-from stages.digest import Digests
+from stages import params, pretrain
+from stages.digests.syntax import Digests
 from stages.params import UserError
+from stages.results import provenance
 from tests.ssl_models import corpora
 
 PARAMS = """

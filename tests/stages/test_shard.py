@@ -9,7 +9,8 @@ import pytest
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards
-from stages import shard, tables, tokenize
+from stages import shard, tokenize
+from stages.files import tables
 from stages.params import UserError
 
 

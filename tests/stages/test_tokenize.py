@@ -7,7 +7,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from ssl_models.data.encoding import Encoding
-from stages import tables, tokenize
+from stages import tokenize
+from stages.files import tables
 from stages.params import UserError
 
 

@@ -28,8 +28,8 @@ from PIL import Image
 from pydantic import Field
 
 from ssl_models.config import Strict
-from stages import tables
-from stages.clusters import (
+from stages.files import tables
+from stages.grouping.clusters import (
     Clusters,
     Sketch,
     Sketches,

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.manifest import Column
-from stages.splits import Fractions, Ragged
+from stages.grouping.splits import Fractions, Ragged
 
 COLUMNS = ("pixels",)
 PACKED = False

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.manifest import Column
+from stages.grouping.splits import Ragged
 from stages.modalities.image import shard as image
 from stages.modalities.text import shard as text
-from stages.splits import Ragged
 
 COLUMNS = (*image.COLUMNS, *text.COLUMNS)
 PACKED = False

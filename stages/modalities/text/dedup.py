@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from ssl_models import disk
-from stages import tables
-from stages.clusters import (
+from stages.files import tables
+from stages.grouping.clusters import (
     Clusters,
     Sketch,
     Sketches,

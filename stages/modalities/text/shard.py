@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.manifest import Column
-from stages.splits import Fractions, Ragged
+from stages.grouping.splits import Fractions, Ragged
 
 COLUMNS = ("tokens",)
 PACKED = True

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from stages import tables
-from stages.clusters import Clusters, Sketch, Sketches
+from stages.files import tables
+from stages.grouping.clusters import Clusters, Sketch, Sketches
 from stages.modalities.image import dedup as image
 from stages.modalities.image import pictures
 from stages.modalities.image.dedup import SIDE, Bytes, Compared, Pairs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.manifest import Column
+from stages.grouping.splits import Fractions
 from stages.modalities.image import shard as image
-from stages.splits import Fractions
 
 COLUMNS = image.COLUMNS
 PACKED = False

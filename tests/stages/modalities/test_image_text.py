@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards
-from stages import dedup, ingest, shard, tables, tokenize
-from stages.clusters import gather
+from stages import dedup, ingest, shard, tokenize
+from stages.files import tables
+from stages.grouping.clusters import gather
 from stages.modalities.image import pictures
 from stages.modalities.image_text import dedup as pair_dedup
 from stages.modalities.image_text import ingest as pair_ingest

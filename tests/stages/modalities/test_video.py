@@ -13,8 +13,9 @@ import pytest
 
 from ssl_models.data.encoding import Encoding
 from ssl_models.data.shards import Shards
-from stages import dedup, ingest, shard, tables, tokenize
-from stages.clusters import gather
+from stages import dedup, ingest, shard, tokenize
+from stages.files import tables
+from stages.grouping.clusters import gather
 from stages.modalities.image import pictures
 from stages.modalities.video import dedup as video_dedup
 from stages.modalities.video import ingest as video_ingest

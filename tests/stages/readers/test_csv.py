@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import sources
+from stages.files import sources
 from stages.params import UserError
 from stages.readers import Partition, Record, Reject, csv
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from stages import sources
+from stages.files import sources
 from stages.readers import Partition, Record, Reject, jsonl
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

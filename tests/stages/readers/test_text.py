@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import sources
+from stages.files import sources
 from stages.readers import File, Partition, Record, Reject, text
 
 

@@ -23,7 +23,8 @@ from ssl_models.data.shards import Shards
 from ssl_models.models import codebook
 from ssl_models.training.batches import Batches
 from ssl_models.training.parallel import World
-from stages import dedup, ingest, shard, tables, tokenize
+from stages import dedup, ingest, shard, tokenize
+from stages.files import tables
 from stages.modalities.image import dedup as image_dedup
 from stages.modalities.image import ingest as image_ingest
 from stages.modalities.image import pictures
@@ -298,7 +299,7 @@ def test_one_worker_and_two_write_the_same_bytes(
             (root / "raw" / name).mkdir(parents=True)
             for number in range(20):
                 noise(120, 90, number + 20 * (name == "b"), cells=60).save(root / f"raw/{name}/{number}.png")
-        monkeypatch.setattr("stages.sources.partitions.__defaults__", (None, 200_000))
+        monkeypatch.setattr("stages.files.sources.partitions.__defaults__", (None, 200_000))
         corpus(root, tokenize={"size": 16, "codebook": 8, "patch": 4, "jpeg": 90})
         run_stages(root, *STAGES, workers=workers)
         data = root / "data"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import tables
-from stages.clusters import Clusters, Sketch, gather
+from stages.files import tables
+from stages.grouping.clusters import Clusters, Sketch, gather
 from stages.modalities.text import dedup
 from stages.modalities.text.dedup import Options, shingles, signatures
 from stages.params import UserError

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stages import tables
+from stages.files import tables
 from stages.modalities.text import tokenize, unigram
 from stages.params import UserError
 

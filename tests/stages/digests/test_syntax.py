@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import digest
-from stages.digest import Digests, canonical
+from stages.digests import syntax as digest
+from stages.digests.syntax import Digests, canonical
 
 SOURCE = '''
 """What it is."""

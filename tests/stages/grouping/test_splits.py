@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.splits import PROBE_TEST, PROBE_TRAIN, TRAIN, VALIDATION, Fractions, Groups, assign, beyond, keys
+from stages.grouping.splits import PROBE_TEST, PROBE_TRAIN, TRAIN, VALIDATION, Fractions, Groups, assign, beyond, keys
 
 
 def grouped(rows, labels=None, size=None) -> Groups:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import tables
+from stages.files import tables
 from stages.params import UserError
 
 

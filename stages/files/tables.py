@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ssl_models.files import whole_file, write_json
 from ssl_models.tracking.execution import METRICS, REPORT
 from stages.params import UserError
-from stages.provenance import DATA
+from stages.results.provenance import DATA
 
 PARTITION_BYTES = 64 * 2**20
 """Payload in one partition, about: small enough for memory, large enough that DVC has few files to hash."""

@@ -1,6 +1,5 @@
-"""Files of a source: listed from a path, folder, glob or URL, and grouped into partitions. `stages/streams.py` reads
-them. Local files need no fsspec; every other URL goes through it.
-"""
+"""Files of a source: listed from a path, folder, glob or URL, and grouped into partitions, which `streams.py` reads.
+Local files need no fsspec; every other URL goes through it."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stages.files.streams import CHUNK, COMPRESSIONS, MissingError, is_url, opened, persistent
+from stages.files.tables import PARTITION_BYTES
 from stages.params import UserError
 from stages.readers import File, Partition
-from stages.streams import CHUNK, COMPRESSIONS, MissingError, is_url, opened, persistent
-from stages.tables import PARTITION_BYTES
 
 MARKS = (".", "_")
 """How names of marks begin that other programs leave (`_SUCCESS`): never data."""

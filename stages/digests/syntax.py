@@ -1,4 +1,4 @@
-"""Digests of code and of folders: what they are made of is up to `stages.code`.
+"""Digests of code and of folders: what they are made of is up to `stages.digests.policy`.
 
 The code of a module is its import closure: imports at the top or within a function, and the packages on the way. Each
 counts by its syntax tree, so comments, docstrings and formatting do not, nor does the version of Python that reads it.
@@ -90,7 +90,7 @@ def _joined(values: list[Any]) -> list[Any]:
 class Digests:
     """Digests of the modules below `root` as they are when first asked for, and of any folder."""
 
-    def __init__(self, root: Path = Path(__file__).parents[1]) -> None:
+    def __init__(self, root: Path = Path(__file__).parents[2]) -> None:
         self.root = root
         self._path, self._module = functools.cache(self._find), functools.cache(self._look)
         own = blake2b(Path(__file__).read_bytes(), digest_size=8).hexdigest()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import params, provenance
+from stages import params
+from stages.results import provenance
 
 
 @pytest.fixture

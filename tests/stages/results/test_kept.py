@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import kept
-from stages.kept import RESULTS
+from stages.results import kept
+from stages.results.kept import RESULTS
 
 
 @pytest.fixture(autouse=True)

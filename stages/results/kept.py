@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_models.files import whole_file, whole_folder
-from stages import provenance
+from stages.results import provenance
 
 CHECKPOINTS = Path(".checkpoints")
 RESULTS = CHECKPOINTS / "results"

@@ -1,4 +1,4 @@
-"""Connections that fail, bombs, and whose files are read: what every reader has from `stages/streams.py`."""
+"""Connections that fail, bombs, and whose files are read: what every reader has from `stages/files/streams.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from stages import streams
+from stages.files import streams
 from stages.params import UserError
 from stages.readers import Record, Reject, csv, hf_datasets, image_caption_table, jsonl, parquet, video, webdataset
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from stages import code
-from stages.digest import Digests
+from stages.digests import policy as code
+from stages.digests.syntax import Digests
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CODE = ("stages", "ssl_models")
 TEXT_READERS = {"csv", "installed_packages", "jsonl", "parquet", "text"}
 TEXT = {f"ingest.readers.{name}" for name in TEXT_READERS}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import clusters
-from stages.clusters import distinct
+from stages.grouping import clusters
+from stages.grouping.clusters import distinct
 from stages.params import UserError
 
 ROW = st.integers(0, 2**31 - 1)

@@ -1,0 +1,1 @@
+"""What code decides a result: its digest, by stage and by reader, modality or objective."""

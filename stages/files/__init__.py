@@ -1,0 +1,1 @@
+"""What stages read and write: sources and their bytes, and the tables that they leave."""
