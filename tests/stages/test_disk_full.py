@@ -31,7 +31,7 @@ def test_no_room_is_one_sentence_and_leaves_nothing(
     write_corpus(tmp_path, little_documents())
     if stage == "shard":
         run_stages(tmp_path, tokenize.run)
-    root = {"PYTHONPATH": str(Path(tables.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1", "PRETEXT_WORKERS": "1"}
+    root = {"PYTHONPATH": str(Path(tables.__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1", "PRETEXT_WORKERS": "1"}
     said = subprocess.run(
         [sys.executable, "-c", WITHOUT_ROOM, stage],
         cwd=tmp_path,
