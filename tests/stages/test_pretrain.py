@@ -218,9 +218,10 @@ def test_a_stage_that_is_killed_after_its_training_costs_the_next_run_no_trainin
 ) -> None:
     root, weights = request.config.rootpath, project / "data/pretrain/gpt/model/model.safetensors"
     kill = (
-        "import os, sys; from stages import kept, params, pretrain; kept.place = lambda *given: os.kill(os.getpid(), 9)"
+        "import os, sys; from stages import params, pretrain; from stages.results import kept; "
+        "kept.place = lambda *given: os.kill(os.getpid(), 9)"
     )
-    kill += "; sys.argv = ['stages/pretrain.py', 'gpt']; params.main(pretrain.pretrain)"
+    kill += "; sys.argv = ['stages/pretrain.py', 'gpt']; params.main(pretrain.run)"
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", kill], cwd=project, env=environment, timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL and not weights.exists()
