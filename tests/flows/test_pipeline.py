@@ -145,7 +145,7 @@ def test_what_the_user_must_mend_is_not_tried_again(served: Project) -> None:
 def test_cancelling_by_the_api_ends_every_process_and_starts_nothing_more(served: Project, server: str) -> None:
     served.write_params({"a": "60", "b": "60", "c": "0"})
     flow = served.start("flows.run", "--parallel", "2")
-    wait_for(lambda: len(list((served.root / "notes").glob("pretrain-*.pid"))) == 2, 60, "training has started")
+    wait_for(lambda: len(list((served.root / "notes").glob("pretrain-*.pid"))) == 2, 120, "training has started")
     first, second = (set(json.loads((served.root / f"notes/pretrain-{of}.cores").read_text())) for of in "ab")
     assert not first & second or len(os.sched_getaffinity(0)) == 1  # each has its share of the cores
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
@@ -160,7 +160,7 @@ def test_cancelling_by_the_api_ends_every_process_and_starts_nothing_more(served
 def test_a_run_that_finds_another_at_work_waits_for_it(served: Project) -> None:
     served.write_params({"m": "6"})
     by_hand = served.start("dvc", "repro")
-    wait_for(lambda: (served.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    wait_for(lambda: (served.root / "notes/pretrain-m.pid").exists(), 120, "training has started")
     done = served.flow()
     assert done.returncode == 0 and "3 were cached" in done.stdout, done.stdout + done.stderr
     assert by_hand.wait(60) == 0
@@ -172,7 +172,7 @@ def test_a_signal_to_all_of_a_terminal_ends_the_flow_and_the_server_it_has_broug
 ) -> None:
     project.write_params({"m": "60"})
     flow = project.start("flows.run")
-    wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 120, "training has started")
     (port,) = {c.laddr.port for p in project.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
     with pytest.raises(urllib.error.HTTPError, match="401"):  # without the password
         api(f"http://127.0.0.1:{port}/api", "/flow_runs/filter", {})
@@ -186,7 +186,7 @@ def test_a_signal_to_all_of_a_terminal_ends_the_flow_and_the_server_it_has_broug
 def test_kill_9_of_the_flow_leaves_no_process_and_the_next_run_completes(project: Project) -> None:
     project.write_params({"m": "60"})
     flow = project.start("flows.run")
-    wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 60, "training has started")
+    wait_for(lambda: (project.root / "notes/pretrain-m.pid").exists(), 120, "training has started")
     flow.kill()
     flow.wait(10)
     wait_for(lambda: not project.processes(), 15, "every process has ended, the server that it had brought, too")
