@@ -299,7 +299,7 @@ def test_the_pictures_show_the_real_pages(project: Project, tmp_path: Path) -> N
     assert "Ask questions about your experiments" not in "".join(texts.values())  # MLflow's assistant, over half a page
     assert pictures["prefect-flow-run"].height > 2 * (450 + 900), "the page's own graph is cut off"
     (name,) = re.findall(r"Beginning flow run '([\w-]+)'", texts["prefect-flow-run"])
-    assert "6 Task runs" in texts["prefect-flow-run"] and "Completed" in texts["prefect-flow-run"]
+    assert "7 Task runs" in texts["prefect-flow-run"] and "Completed" in texts["prefect-flow-run"]
     assert all(text in texts["prefect-metrics"] for text in (name, "accuracy", "random init", "gpt", "ingest"))
 
 

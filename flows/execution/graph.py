@@ -175,8 +175,7 @@ def _examine(targets: Sequence[str]) -> list[Node]:
                     changed = bool(why) or any(nodes[needed].changed for needed in edges[name])
                     kept = {str(out) for out in stages[name].outs if not out.use_cache and out.is_in_repo}
                     kept |= {str(Path(path).with_name(REPORT)) for path in kept if Path(path).name == METRICS}
-                    records = tuple(sorted(path for path in kept if Path(path).exists()))
-                    nodes[name] = Node(name, edges[name], changed, why, records)
+                    nodes[name] = Node(name, edges[name], changed, why, tuple(sorted(kept)))
     except LockError as error:
         raise BusyError(str(error)) from error
     except DvcException as error:
