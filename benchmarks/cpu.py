@@ -5,7 +5,7 @@
 One process takes steps of the model gpt of params.yaml (or makes views), by turns as they are and with one trick taken
 out; the ratio, time without over time with, is taken within a round. What can only be chosen when a process starts (the
 allocator, how threads wait) is measured in processes of its own, by turns, too. Reported are the medians over the
-rounds and their ranges, of seconds and of processor seconds, which hold on a shared machine. Result: results/cpu.json, which is not kept: the figures stand in the files that they justify.
+rounds and their ranges, of seconds and of processor seconds, which hold on a shared machine. Result: results/cpu.json.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ Kind = type[BaseModel]
 
 def modules(package: Any, folders: bool = False) -> list[str]:
     """The names of a registry's entries: modules, or `folders`."""
-    return [name for _, name, folder in pkgutil.iter_modules(package.__path__) if folder == folders]
+    return [name for _, name, folder in pkgutil.iter_modules(list(package.__path__)[:1]) if folder == folders]
 
 
 def readers() -> dict[str, Any]:
