@@ -18,6 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from ssl_models.layout import flat
 from stages.digests.syntax import Digests, digest_of
 
 FILE = Path("code.json")
@@ -175,17 +176,9 @@ def of_model(digests: Digests, stage: str, name: str, entry: Any) -> dict[str, s
 def recorded() -> dict[str, str | None]:
     """What `code.json` says, by dotted keys; empty where there is none."""
     try:
-        return dict(_flat(json.loads(FILE.read_text(encoding="utf-8"))))
+        return flat(json.loads(FILE.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-
-
-def _flat(value: object, at: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield at, value
-        return
-    for key, inner in value.items():
-        yield from _flat(inner, f"{at}.{key}" if at else key)
 
 
 def refresh() -> None:

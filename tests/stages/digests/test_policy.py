@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ssl_models.layout import flat
 from stages.digests import policy as code
 from stages.digests.syntax import Digests
 
@@ -54,7 +55,7 @@ def root(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def flat(root: Path, **models: dict[str, Any]) -> dict[str, Any]:
     digests = Digests(root)
-    found = dict(code._flat(code.table(digests, {"models": models})))
+    found = dict(flat(code.table(digests, {"models": models})))
     digests.remember()
     return found
 
