@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ssl_models.layout import flat
+from ssl_models import layout
 from stages.digests import policy as code
 from stages.digests.syntax import Digests
 
@@ -55,7 +55,7 @@ def root(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def flat(root: Path, **models: dict[str, Any]) -> dict[str, Any]:
     digests = Digests(root)
-    found = dict(flat(code.table(digests, {"models": models})))
+    found = dict(layout.flat(code.table(digests, {"models": models})))
     digests.remember()
     return found
 
